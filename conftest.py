@@ -1,8 +1,9 @@
-"""Pytest settings that `pyproject.toml` cannot express: how stored notebook outputs are compared."""
+"""What `pyproject.toml` cannot express: threads, no network, and how outputs are compared."""
 
 import os
 
-# One thread per process: two OpenMP threads that share a core with another process are many times slower than one.
+# One thread per process under pytest -n: two OpenMP threads that must share a core with another
+# process are many times slower than one.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test and no notebook may reach for the hub; what they need is packaged.

@@ -1,13 +1,13 @@
 """Make `uv.lock` free of index addresses, so that one file serves every mirror.
 
-    uv run --no-sync python .ci/lock.py             resolve, then strip
-    uv run --no-sync python .ci/lock.py --upgrade   the same with the newest versions
+    uv run --no-sync python .ci/lock.py              resolve, then strip
+    uv run --no-sync python .ci/lock.py --upgrade    the same with the newest versions
 
-uv writes the address of the index, and of every file on it, into its lock. Behind a company's mirror or
-in a classroom with its own cache those addresses are wrong, and uv would ask them all the same. What is
-kept here is the decision: names, versions, markers, dependencies. uv takes every locked version as its
-preference and completes the file with the addresses of whichever index the machine is set up to use.
-`git checkout uv.lock` undoes that completion at any time.
+uv writes the address of the index, and of every file on it, into its lock. Behind a company's
+mirror or in a classroom with its own cache those addresses are wrong, and uv would ask them all the
+same. What is kept here is the decision: names, versions, markers, dependencies. uv takes every
+locked version as its preference and completes the file with the addresses of whichever index the
+machine is set up to use. `git checkout uv.lock` undoes that completion at any time.
 """
 
 import os
@@ -20,7 +20,7 @@ LOCK = Path(__file__).parents[1] / "uv.lock"
 
 
 def strip(text: str) -> str:
-    """Return the lock file `text` without addresses, file lists and the copy of our own metadata."""
+    """Return lock file `text` without addresses, file lists and the copy of our metadata."""
     text = re.sub(r'\{ registry = "[^"]*"', '{ registry = "index"', text)
     text = re.sub(r"^sdist = \{.*\}\n", "", text, flags=re.M)
     text = re.sub(r"^wheels = \[\n(?:    .*\n)*\]\n", "", text, flags=re.M)

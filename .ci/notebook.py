@@ -1,12 +1,13 @@
 """Build, clean and look at notebooks. They are written as text and committed executed.
 
-    uv run jupytext --to py:percent ch01_setup/ch01_setup.ipynb -o ch01.py      text to edit
-    uv run python .ci/notebook.py build ch01.py ch01_setup/ch01_setup.ipynb     text -> executed, clean notebook
-    uv run python .ci/notebook.py clean ch01_setup/ch01_setup.ipynb             tidy what Jupyter saved
-    uv run python .ci/notebook.py html ch01_setup/ch01_setup.ipynb -o OUT       a page to read from top to bottom
+    uv run jupytext --to py:percent NOTEBOOK.ipynb -o TEXT.py             text to edit
+    uv run python .ci/notebook.py build TEXT.py NOTEBOOK.ipynb            execute it, tidy, save
+    uv run python .ci/notebook.py clean NOTEBOOK.ipynb                    tidy what Jupyter saved
+    uv run python .ci/notebook.py html NOTEBOOK.ipynb -o FOLDER           a page to read
 
-`build` executes in a fresh kernel, in the notebook's own folder, and replaces the target only when every cell ran.
-`clean` keeps what a reader or the replay needs (sources, outputs, tags) and drops what differs from machine to machine.
+`build` executes in a fresh kernel, in the notebook's own folder, and replaces the target only when
+every cell ran. `clean` keeps what a reader or the replay needs (sources, outputs, tags) and drops
+what differs from machine to machine.
 """
 
 import argparse
@@ -23,7 +24,7 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Tidy `notebook` in place: numbered ids, minimal metadata, joined stream outputs, last state of progress bars."""
+    """Tidy `notebook` in place: numbered ids, minimal metadata, joined streams."""
     course = notebook.metadata.get("course")
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     if course:
@@ -41,7 +42,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def merge_streams(outputs: list) -> list:
-    """Join neighbouring outputs of the same stream; of a progress bar keep what the screen shows at the end."""
+    """Join neighbouring outputs of one stream; of a progress bar keep what the screen ends with."""
     merged: list = []
     for output in outputs:
         if output.output_type == "stream" and merged and merged[-1].get("name") == output.name:
@@ -64,7 +65,7 @@ def save(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 def build(source: Path, target: Path, timeout: int) -> None:
-    """Turn the percent script `source` into the executed notebook `target`; stop at the first cell that fails."""
+    """Execute the percent script `source` into the notebook `target`; stop where a cell fails."""
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = KERNEL
     folder = {"metadata": {"path": str(target.resolve().parent)}}
