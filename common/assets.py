@@ -187,6 +187,17 @@ def locate(asset: Asset) -> tuple[Path | None, Path | None]:
     return None, damaged
 
 
+def whereabouts(asset: Asset) -> str:
+    """Where the asset is, in a few words: cache, repository, package, damaged, or to download."""
+    here, damaged = locate(asset)
+    if here is None:
+        missing = "to download" if origin(asset) else "missing"
+        return "damaged" if damaged else missing
+    if here == asset.cached:
+        return "cache"
+    return "repository" if asset.shipped else f"package {asset.package.partition('/')[0]}"
+
+
 def origin(asset: Asset) -> str:
     """The address to download from: the classroom mirror if one is set; "" if there is none."""
     mirror = os.environ.get("COURSE_MIRROR", "").strip().rstrip("/")

@@ -1,0 +1,127 @@
+"""The `course` command: `uv run course --help`.
+
+Each subcommand is a function that takes the parsed arguments and returns the exit status, with a
+few lines in `build_parser`. What it needs is imported inside it, so that every one starts fast.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="course", description="Tools for the course.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="check this machine and say what to repair")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    doctor.set_defaults(run=run_doctor)
+
+    fetch = commands.add_parser("fetch", help="get files ahead of a session, or offer them")
+    what = fetch.add_mutually_exclusive_group()
+    what.add_argument("--all", action="store_true", help="everything (from a mirror: all it has)")
+    what.add_argument("--list", action="store_true", help="what there is, and where it is")
+    what.add_argument("--serve", action="store_true", help="offer this machine's files to a room")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="as in `course fetch --list`")
+    fetch.add_argument("--port", type=int, default=8000, help="of --serve (default: %(default)s)")
+    fetch.add_argument("--host", default="0.0.0.0", help="of --serve (default: all interfaces)")
+    fetch.set_defaults(run=run_fetch, usage_error=fetch.error)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. 0: fine; 1: it did not work, and a line says why; 2: wrong usage."""
+    from common.assets import AssetUnavailable
+    from common.mirror import MirrorError
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a Windows console can't show every character
+            stream.reconfigure(errors="backslashreplace")
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (AssetUnavailable, MirrorError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ncourse: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `course fetch --list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run_doctor(arguments) -> int:
+    from common.doctor import examine, report
+
+    return report(examine(), as_json=arguments.json)
+
+
+def run_fetch(arguments) -> int:
+    from common import mirror
+
+    if arguments.serve:
+        mirror.serve(arguments.host, arguments.port)
+        return 0
+    if arguments.list:
+        return list_assets()
+    if bool(arguments.names) == arguments.all:
+        arguments.usage_error("say which: NAME..., --all, --list or --serve")
+    return fetch_all(choose_all() if arguments.all else arguments.names)
+
+
+def list_assets() -> int:
+    from common.assets import ASSETS, readable, whereabouts
+
+    rows = [(a.name, readable(a.size), whereabouts(a), a.licence, a.about) for a in ASSETS.values()]
+    rows.insert(0, ("name", "size", "where", "licence", "what"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    return 0
+
+
+def choose_all() -> list[str]:
+    """Every asset; from a mirror, those that it has or that are here already."""
+    from common.assets import ASSETS, locate
+    from common.mirror import names_at
+
+    mirror = os.environ.get("COURSE_MIRROR")
+    if not mirror:
+        return list(ASSETS)
+    there = names_at(mirror)
+    chosen = [a.name for a in ASSETS.values() if a.name in there or locate(a)[0]]
+    left_out = [name for name in ASSETS if name not in chosen]
+    if left_out:
+        print(f"not on the mirror, left out: {', '.join(left_out)}")
+    return chosen
+
+
+def fetch_all(names: list[str]) -> int:
+    """Fetch what is missing, after saying how much that is. One that fails stops no other."""
+    from common.assets import AssetUnavailable, cache_dir, fetch, find, locate, readable
+
+    missing = [asset for asset in map(find, names) if not locate(asset)[0]]
+    if missing:
+        total = sum(asset.size for asset in missing)
+        folder = next(path for path in (cache_dir(), *cache_dir().parents) if path.exists())
+        free = shutil.disk_usage(folder).free
+        print(f"{readable(total)} to download into {cache_dir()}, {readable(free)} free")
+        if total > free:
+            raise AssetUnavailable(
+                f"{readable(total)} do not fit: name fewer files, make room, or set COURSE_CACHE "
+                "to a folder on another disk"
+            )
+    failed = False
+    for name in names:
+        try:
+            print(f"{name}: {fetch(name, download=True)}")
+        except AssetUnavailable as error:
+            print(f"course: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
