@@ -1,4 +1,4 @@
-"""Attention, one step at a time: from weights without parameters to the multi-head attention of the model.
+"""Attention, step by step: from weights without parameters to the attention of the model.
 
 The steps of chapter 3, each a function or class that the next one uses:
 
@@ -17,6 +17,7 @@ key/value heads, D head width, L layers.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 
 def simple_self_attention(x: Tensor) -> Tensor:
-    """Every token becomes an average of all tokens, weighted by likeness. (..., T, C) -> (..., T, C)."""
+    """Each token becomes an average of all, weighted by likeness. (..., T, C) -> (..., T, C)."""
     weights = (x @ x.mT).softmax(-1)  # (..., T, C) @ (..., C, T) -> (..., T, T)
     return weights @ x  # (..., T, T) @ (..., T, C) -> (..., T, C)
 
@@ -42,7 +43,8 @@ def causal_mask(n_queries: int, n_keys: int | None = None, device=None) -> Tenso
 def scaled_dot_product_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """How much each query attends to each key; every row sums to 1.
 
-    q (..., T, D), k (..., S, D), mask (..., T, S) of bool, True where a query may look -> (..., T, S).
+    q (..., T, D), k (..., S, D), mask (..., T, S) of bool, True where a query may look
+    -> (..., T, S).
     Attention Is All You Need, Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
     """
     scores = q @ k.mT / q.shape[-1] ** 0.5  # (..., T, D) @ (..., D, S) -> (..., T, S)
@@ -66,7 +68,7 @@ class SelfAttention(nn.Module):
 
 
 class CausalAttention(SelfAttention):
-    """One head that sees no future, with dropout on the weights. (..., T, d_in) -> (..., T, d_out)."""
+    """One head that sees no future; dropout on its weights. (..., T, d_in) -> (..., T, d_out)."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool = False, dropout: float = 0.0):
         super().__init__(d_in, d_out, bias)
@@ -75,15 +77,14 @@ class CausalAttention(SelfAttention):
     def forward(self, x: Tensor) -> Tensor:
         mask = causal_mask(x.shape[-2], device=x.device)  # (T, T)
         weights = scaled_dot_product_weights(self.query(x), self.key(x), mask)  # (..., T, T)
-        return self.dropout(weights) @ self.value(
-            x
-        )  # (..., T, T) @ (..., T, d_out) -> (..., T, d_out)
+        return self.dropout(weights) @ self.value(x)  # (..., T, T) @ (..., T, d_out)
 
 
 class StackedAttention(nn.Module):
     """Several causal heads, each with its own small matrices, computed one after the other.
 
-    (..., T, C) -> (..., T, C). Equal to `MultiHeadAttention` with the heads' matrices stacked, and slower.
+    (..., T, C) -> (..., T, C). Slower than `MultiHeadAttention`, and equal to it with the heads'
+    matrices on top of each other.
     """
 
     def __init__(self, d_model: int, n_heads: int, bias: bool = False, dropout: float = 0.0):
@@ -95,9 +96,8 @@ class StackedAttention(nn.Module):
         self.output = nn.Linear(d_model, d_model, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(
-            torch.cat([head(x) for head in self.heads], dim=-1)
-        )  # H x (..., T, D) -> (..., T, C)
+        heads = [head(x) for head in self.heads]  # H x (..., T, D)
+        return self.output(torch.cat(heads, dim=-1))  # (..., T, C)
 
 
 def plain_attention(
@@ -109,12 +109,10 @@ def plain_attention(
     dropout: float = 0.0,
     record: Callable[[Tensor], None] = lambda weights: None,
 ) -> Tensor:
-    """The formula behind `fused_attention`, written out. It hands its weights (B, H, T, S) to `record`."""
+    """The formula of `fused_attention`, written out. Hands its weights (B, H, T, S) to `record`."""
     groups = q.shape[1] // k.shape[1]
-    k, v = (
-        k.repeat_interleave(groups, 1),
-        v.repeat_interleave(groups, 1),
-    )  # (B, K, S, D) -> (B, H, S, D)
+    k = k.repeat_interleave(groups, dim=1)  # (B, K, S, D) -> (B, H, S, D)
+    v = v.repeat_interleave(groups, dim=1)
     if causal:
         mask = causal_mask(q.shape[2], k.shape[2], q.device)  # (T, S)
     weights = scaled_dot_product_weights(q, k, mask)  # (B, H, T, S)
@@ -130,7 +128,7 @@ def fused_attention(
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention in one kernel that never stores the (T, S) weights (FlashAttention, arXiv:2205.14135).
+    """Attention in one kernel that stores no (T, S) weights (Dao et al. 2022, arXiv:2205.14135).
 
     q (B, H, T, D); k, v (B, K, S, D), each key head serving H/K query heads (grouped queries,
     arXiv:2305.13245); mask (..., T, S) of bool, or causal for T = S -> (B, H, T, D).
@@ -162,7 +160,8 @@ class MultiHeadAttention(nn.Module):
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         if d_model % n_heads or n_heads % n_kv_heads:
             raise ValueError(
-                f"n_heads ({n_heads}) must divide d_model ({d_model}), and n_kv_heads ({n_kv_heads}) n_heads"
+                f"n_heads ({n_heads}) must divide d_model ({d_model}), "
+                f"and n_kv_heads ({n_kv_heads}) must divide n_heads"
             )
         self.head_dim = d_model // n_heads
         self.causal = causal
@@ -184,8 +183,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """Attends from x (B, T, C) to itself, or to `memory` (B, S, C) if given.
 
-        `rotate` gives queries and keys their positions, `mask` (..., T, S) replaces the causal mask, `cache` puts
-        the keys and values of earlier tokens before those of x.
+        `rotate` gives queries and keys their positions, `mask` (..., T, S) replaces the causal
+        mask, `cache` puts the keys and values of earlier tokens before those of x.
         """
         source = x if memory is None else memory
         q = rotate(self.split_heads(self.query(x)))  # (B, T, C) -> (B, H, T, D)
@@ -204,7 +203,7 @@ class MultiHeadAttention(nn.Module):
 
 @contextmanager
 def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the attention weights of every `MultiHeadAttention` in `model`, in the order they run.
+    """Collects the weights of every `MultiHeadAttention` in `model`, in the order they run.
 
     with recorded_attention(model) as maps:
         model(token_ids)
@@ -214,9 +213,7 @@ def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
     layers = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
     before = [layer.attend for layer in layers]
     for layer in layers:
-        layer.attend = lambda *args: plain_attention(
-            *args, record=lambda w: maps.append(w.detach())
-        )
+        layer.attend = partial(plain_attention, record=lambda w: maps.append(w.detach()))
     try:
         yield maps
     finally:
@@ -225,13 +222,13 @@ def recorded_attention(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class LayerCache:
-    """Keys and values of one layer: (B, K, capacity, D) each, of which the first `length` tokens are filled."""
+    """Keys and values of one layer, (B, K, capacity, D) each, filled up to `length`."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes k, v (B, K, T, D) behind what is there; returns all so far, (B, K, S, D), without a copy."""
+        """Writes k, v (B, K, T, D) behind the rest; returns all, (B, K, S, D), without a copy."""
         start, self.length = self.length, self.length + k.shape[2]
         self.keys[:, :, start : self.length] = k
         self.values[:, :, start : self.length] = v

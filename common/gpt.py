@@ -5,19 +5,19 @@
 
 Parameters, by the names of `state_dict()` (each appears once: a tied head has none of its own):
 
-    token_embedding.weight                              (V, C)
-    position_embedding.weight                           (context_length, C)    position="learned"
-    blocks.N.attention_norm.weight, .bias               (C,)                   no bias with norm="rms"
-    blocks.N.attention.query.weight, .bias              (C, C), (C,)           no bias with bias=False
-    blocks.N.attention.key.weight, .bias                (K D, C), (K D,)
-    blocks.N.attention.value.weight, .bias              (K D, C), (K D,)
-    blocks.N.attention.output.weight, .bias             (C, C), (C,)
-    blocks.N.mlp_norm.weight, .bias                     (C,)
-    blocks.N.mlp.gate.weight, .bias                     (F, C), (F,)           mlp="swiglu"
-    blocks.N.mlp.up.weight, .bias                       (F, C), (F,)
-    blocks.N.mlp.down.weight, .bias                     (C, F), (C,)
-    final_norm.weight, .bias                            (C,)
-    head.weight                                         (V, C)                 tie_embeddings=False
+    token_embedding.weight                  (V, C)
+    position_embedding.weight               (context_length, C)   position="learned"
+    blocks.N.attention_norm.weight, .bias   (C,)                  no bias with norm="rms"
+    blocks.N.attention.query.weight, .bias  (C, C), (C,)          no bias with bias=False,
+    blocks.N.attention.key.weight, .bias    (K D, C), (K D,)      here and in all linear layers
+    blocks.N.attention.value.weight, .bias  (K D, C), (K D,)
+    blocks.N.attention.output.weight, .bias (C, C), (C,)
+    blocks.N.mlp_norm.weight, .bias         (C,)
+    blocks.N.mlp.gate.weight, .bias         (F, C), (F,)          mlp="swiglu" only
+    blocks.N.mlp.up.weight, .bias           (F, C), (F,)
+    blocks.N.mlp.down.weight, .bias         (C, F), (C,)
+    final_norm.weight, .bias                (C,)
+    head.weight                             (V, C)                tie_embeddings=False only
 
 B batch, T tokens, C model width, H query heads, K key/value heads, D head width, F feed-forward
 width, V vocabulary, L layers.
@@ -41,6 +41,7 @@ from common.layers import (
     SwiGLU,
 )
 
+SIZES = ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 MLPS = {"gelu": GELUMLP, "swiglu": SwiGLU}
 POSITIONS = {
@@ -83,8 +84,7 @@ class GPTConfig:
                 raise ValueError(f"impossible GPTConfig: {problem}")
 
     def _problems(self):
-        sizes = "vocab_size context_length d_model n_layers n_heads n_kv_heads d_ff".split()
-        for name in sizes:
+        for name in SIZES:
             size = getattr(self, name)
             whole = isinstance(size, int) and not isinstance(size, bool) and size > 0
             yield f"{name} is {size!r}, it must be a whole number above 0", not whole
@@ -136,7 +136,7 @@ PRESETS = {
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each on a normalised copy and added back (pre-norm). (B, T, C) -> (B, T, C)."""
+    """Attention, then MLP, each of a normalised copy and added back. (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -167,13 +167,11 @@ class Block(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """Logits by the token embedding itself (Press and Wolf 2017, arXiv:1608.05859). (..., C) -> (..., V)."""
+    """Logits by the token embedding itself (Press and Wolf 2017, arXiv:1608.05859)."""
 
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
-        self.shared = (
-            embedding,
-        )  # in a tuple, PyTorch doesn't register it: no parameter listed twice
+        self.shared = (embedding,)  # a tuple hides it from PyTorch, or it would be listed twice
 
     @property
     def weight(self) -> nn.Parameter:
@@ -184,10 +182,10 @@ class TiedHead(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer. `GPT(config)(token_ids, cache=None) -> logits`, (B, T) -> (B, T, V).
+    """A decoder-only transformer: `GPT(config)(token_ids, cache=None) -> logits`.
 
-    token_ids are integers below V. With a `cache` (see `new_cache`), token_ids are those that come
-    after what the cache has seen. Raises ValueError beyond the context length.
+    token_ids (B, T) are integers below V, logits (B, T, V). With a `cache` (see `new_cache`),
+    token_ids are those after what the cache has seen. Raises ValueError beyond the context.
     """
 
     def __init__(self, config: GPTConfig):
@@ -210,7 +208,7 @@ class GPT(nn.Module):
     def hidden(
         self, token_ids: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """What the head reads: (B, T) -> (B, T, C), for those who need no logits, or not all of them.
+        """What the head reads, (B, T) -> (B, T, C), for those who don't need all the logits.
 
         `mask` (..., T, S) of bool, True where a token may look, replaces the model's own.
         """
@@ -235,7 +233,7 @@ class GPT(nn.Module):
     def new_cache(
         self, batch_size: int, capacity: int | None = None, padding: Tensor | None = None
     ) -> KVCache:
-        """An empty cache with room for `capacity` tokens (default: the context), in the model's dtype, on its device.
+        """An empty cache for `capacity` tokens (default: the context), of the model's dtype.
 
         `padding` (B,): how many tokens at the left of each row are fill.
         """
@@ -257,7 +255,7 @@ class GPT(nn.Module):
     def initialise(self) -> None:
         """Random weights of spread 0.02, biases 0, as in GPT-2 (Radford et al. 2019, section 2.3).
 
-        What is added to the residual stream is scaled by 1/√(2L), so that 2L additions leave its size alone.
+        What is added to the residual stream is scaled by 1/√(2L), as 2L additions would swell it.
         """
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):

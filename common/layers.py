@@ -1,8 +1,8 @@
-"""The parts of a transformer block that are not attention: normalisation, the MLP, rotary positions.
+"""What a transformer is made of besides attention: normalisation, MLPs, positions.
 
-Shapes are written with the course's letters: B batch, T tokens, C model width, D head width, F feed-forward width.
 Where PyTorch has a fused kernel, the class calls it, and the plain formula stands beside it as a
-function; the tests hold the two equal.
+function; the tests hold the two equal. B batch, T tokens, C model width, H query heads, D head
+width, F feed-forward width.
 """
 
 import math
@@ -33,7 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU by the tanh approximation that GPT-2 was trained with (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    """GELU, in the tanh approximation of GPT-2. Hendrycks and Gimpel 2016, arXiv:1606.08415."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -115,8 +115,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class NoPositions(nn.Module):
     """Tells the model nothing about positions: the base of the two classes that do.
 
-    A model asks twice: `embed` adds to the embeddings, `rotation` gives the function that attention applies to
-    queries and keys. positions: (T,), or (B, T) where rows are padded.
+    A model asks twice: `embed` adds to the embeddings, `rotation` gives the function that
+    attention applies to queries and keys. positions: (T,), or (B, T) where rows are padded.
     """
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class LearnedPositions(NoPositions):
 
 
 class RotaryPositions(NoPositions):
-    """Queries and keys turned by their position, as in Llama. No parameters, no table: any length, any dtype."""
+    """Queries and keys turned by their position, as in Llama. No parameters, no stored table."""
 
     def __init__(self, head_dim: int, theta: float = 10_000.0):
         super().__init__()
