@@ -259,7 +259,7 @@ class KVCache:
         memory = [torch.empty(shape, device=device, dtype=dtype) for _ in range(n_layers)]
         self.layers = [LayerCache(*keys_and_values) for keys_and_values in memory]
         self.capacity = capacity
-        self.padding = padding
+        self.reset(padding)
 
     @property
     def length(self) -> int:
@@ -273,7 +273,7 @@ class KVCache:
 
     def reset(self, padding: Tensor | None = None) -> None:
         """Forgets everything and keeps the memory."""
-        self.padding = padding
+        self.padding = padding if padding is not None and padding.any() else None
         for layer in self.layers:
             layer.length = 0
 
