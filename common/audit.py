@@ -212,8 +212,8 @@ def associations(
     """Which words (default: all) stand within `window` words of group A rather than of group B.
 
     Log-odds with an informative Dirichlet prior, "Fightin' Words" (Monroe, Colaresi and Quinn
-    2008, eq. 22): every word starts with `prior` × its share of both contexts, so a word seen twice
-    can't look extreme. A place near two terms counts once. Remembers a count per distinct word.
+    2008, eq. 22): every word starts with `prior` × its share of both contexts, so a word seen
+    twice gets a small z. A place near two terms counts once. Remembers a count per distinct word.
     """
     group_a, group_b = frozenset(group_a), frozenset(group_b)
     wanted = None if words is None else frozenset(words)

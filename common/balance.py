@@ -18,7 +18,8 @@ _PAIRS = """he she, himself herself, man woman, men women, boy girl, boys girls,
     fathers mothers, son daughter, sons daughters, brother sister, brothers sisters, husband wife,
     husbands wives, uncle aunt, uncles aunts, nephew niece, king queen, kings queens,
     prince princess, princes princesses, duke duchess, dukes duchesses, lord lady, lords ladies,
-    sir madam, mr mrs, gentleman gentlewoman, gentlemen gentlewomen, widower widow, actor actress, male female, males females"""
+    sir madam, mr mrs, gentleman gentlewoman, gentlemen gentlewomen, widower widow, actor actress,
+    male female, males females"""
 _SWAP = {}
 for _pair in _PAIRS.split(","):
     _one, _other = _pair.split()
@@ -34,11 +35,11 @@ _SWAP |= {
 # After these, or at the end of a phrase, "her" stands alone (him) and "his" does too (hers).
 _FUNCTION_WORDS = """
     a about after again against all am an and any are as at away back be because been before but by
-    can come could did do does down every for from go had has have he hence here hither home how i if
-    in into is it know may me might must my no nor not now of off on once or our out over say shall
-    she should since so some speak still such than that the their them then there these they this
-    those though through thus thy till to too under until up upon was we well were what when where
-    which while who whom whose why will with within without would yes yet you your"""
+    can come could did do does down every for from go had has have he hence here hither home how i
+    if in into is it know may me might must my no nor not now of off on once or our out over say
+    shall she should since so some speak still such than that the their them then there these they
+    this those though through thus thy till to too under until up upon was we well were what when
+    where which while who whom whose why will with within without would yes yet you your"""
 _NO_NOUN = frozenset(_FUNCTION_WORDS.split())
 _GENDERED = re.compile(rf"(?<![^\W_])({'|'.join(_SWAP)})(?![^\W_])(?=\s*(\S)(\w*))?", re.IGNORECASE)
 
