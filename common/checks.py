@@ -45,6 +45,7 @@ class Finding:
 
 
 def check_python() -> Finding:
+    """64 bits, and a version that PyTorch supports."""
     version = platform.python_version()
     bits = 8 * struct.calcsize("P")
     detail = f"{version}, {bits}-bit, {sys.executable}"
@@ -55,6 +56,7 @@ def check_python() -> Finding:
 
 
 def check_system() -> Finding:
+    """Operating system and processor: does PyTorch publish anything for them?"""
     detail = f"{platform.platform()}, {platform.machine()}"
     if sys.platform == "darwin" and platform.machine() == "x86_64":
         question = ["sysctl", "-n", "sysctl.proc_translated"]
@@ -70,6 +72,7 @@ def check_system() -> Finding:
 
 
 def check_environment() -> Finding:
+    """Is this the project's own virtual environment?"""
     prefix = Path(sys.prefix).resolve()
     if sys.prefix == sys.base_prefix:
         detail = f"{prefix} is no virtual environment"
@@ -82,6 +85,7 @@ def check_environment() -> Finding:
 
 
 def check_packages() -> Finding:
+    """Is every dependency here, in a version that will do?"""
     from packaging.requirements import Requirement
 
     wrong, count = [], 0
@@ -177,6 +181,7 @@ def probe() -> dict:
 
 
 def check_torch() -> Finding:
+    """Can PyTorch be imported?"""
     if importlib.util.find_spec("torch") is None:
         intel_mac = sys.platform == "darwin" and platform.machine() == "x86_64"
         remedy = INTEL_MAC if intel_mac else "`uv sync` installs it"
@@ -193,6 +198,7 @@ def check_torch() -> Finding:
 
 
 def check_cpu() -> Finding:
+    """Processors, threads, vector instructions."""
     facts = probe()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if "error" in facts:
@@ -208,6 +214,7 @@ def check_cpu() -> Finding:
 
 
 def check_accelerator() -> Finding:
+    """A GPU that PyTorch can use. None is needed."""
     facts = probe()
     if "error" in facts:
         return Finding("accelerator", "ok", "unknown: PyTorch does not start")

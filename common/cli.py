@@ -11,6 +11,7 @@ import sys
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(prog="course", description="Tools for the course.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -32,18 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. 0: fine; 1: it did not work, and a line says why; 2: wrong usage."""
-    from common.assets import AssetUnavailable
-    from common.mirror import MirrorError
-
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a Windows console can't show every character
             stream.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
-    except (AssetUnavailable, MirrorError) as error:
-        print(f"course: {error}", file=sys.stderr)
-        return 1
+        return run(arguments)
     except KeyboardInterrupt:
         print("\ncourse: stopped", file=sys.stderr)
         return 130
@@ -52,13 +47,30 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def run_doctor(arguments) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run the chosen command; what can go wrong becomes one line."""
+    try:
+        from common.assets import AssetUnavailable
+        from common.mirror import MirrorError
+    except ModuleNotFoundError as error:
+        print(f"course: {error}: `uv sync` installs what the course needs", file=sys.stderr)
+        return 1
+    try:
+        return arguments.run(arguments)
+    except (AssetUnavailable, MirrorError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 1
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Check this machine."""
     from common.doctor import examine, report
 
     return report(examine(), as_json=arguments.json)
 
 
-def run_fetch(arguments) -> int:
+def run_fetch(arguments: argparse.Namespace) -> int:
+    """Get files, list them, or offer them to others."""
     from common import mirror
 
     if arguments.serve:
@@ -72,6 +84,7 @@ def run_fetch(arguments) -> int:
 
 
 def list_assets() -> int:
+    """Print a table of all assets."""
     from common.assets import ASSETS, readable, whereabouts
 
     rows = [(a.name, readable(a.size), whereabouts(a), a.licence, a.about) for a in ASSETS.values()]
@@ -87,11 +100,12 @@ def choose_all() -> list[str]:
     from common.assets import ASSETS, locate
     from common.mirror import names_at
 
+    here = {name for name, asset in ASSETS.items() if locate(asset)[0]}
     mirror = os.environ.get("COURSE_MIRROR")
-    if not mirror:
+    if not mirror or len(here) == len(ASSETS):
         return list(ASSETS)
     there = names_at(mirror)
-    chosen = [a.name for a in ASSETS.values() if a.name in there or locate(a)[0]]
+    chosen = [name for name in ASSETS if name in here | there]
     left_out = [name for name in ASSETS if name not in chosen]
     if left_out:
         print(f"not on the mirror, left out: {', '.join(left_out)}")

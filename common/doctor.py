@@ -44,6 +44,7 @@ def check_memory() -> Finding:
 
 
 def check_disk() -> Finding:
+    """Room for downloads and checkpoints."""
     folders = {PROJECT, next(f for f in (cache_dir(), *cache_dir().parents) if f.exists())}
     free = {folder: shutil.disk_usage(folder).free for folder in folders}
     folder = min(free, key=free.get)
@@ -55,6 +56,7 @@ def check_disk() -> Finding:
 
 
 def check_cache() -> Finding:
+    """Can the cache folder be written?"""
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,7 @@ def check_cache() -> Finding:
 
 
 def check_paths() -> Finding:
+    """Folders that make trouble: synchronised, or too long for Windows."""
     path, problems = str(PROJECT), []
     synced = ("onedrive", "dropbox", "google drive", "mobile documents")
     if any(name in path.lower() for name in synced):
@@ -83,6 +86,7 @@ def check_paths() -> Finding:
 
 
 def check_compiler() -> Finding:
+    """torch.compile needs a C compiler."""
     names = ("cl",) if os.name == "nt" else ("cc", "gcc", "clang")
     found = next(filter(None, map(shutil.which, names)), None)
     if found:
@@ -112,6 +116,7 @@ def check_assets() -> Finding:
 
 
 def check_network() -> Finding:
+    """What downloads will use."""
     names = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "COURSE_MIRROR")
     chosen = {name: os.environ.get(name) or os.environ.get(name.lower()) for name in names}
     detail = ", ".join(f"{k}={v.rpartition('@')[2]}" for k, v in chosen.items() if v)

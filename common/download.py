@@ -35,6 +35,10 @@ class _Hiccup(Exception):
     """What another attempt may cure."""
 
 
+class _Unreachable(_Hiccup):
+    """A hiccup for which the way to the server may be to blame."""
+
+
 def download(url: str, target: Path, size: int, sha256: str, use_proxy: bool = True) -> None:
     """Download `url` to `target` (about `size` bytes), showing a progress bar.
 
@@ -78,7 +82,8 @@ def _complete(client, url: str, part: Path, size: int, sha256: str) -> None:
         attempt = 1 if _size(part) - before > PROGRESS else attempt + 1
         if attempt > RETRIES:
             resume = f" (the {readable(_size(part))} so far are kept)" if _size(part) else ""
-            raise DownloadError(f"{_host(url)}: {hiccup}{resume}. {_network_advice()}")
+            advice = _network_advice() if isinstance(hiccup, _Unreachable) else "Try again later"
+            raise DownloadError(f"{_host(url)}: {hiccup}{resume}. {advice}")
         time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
 
 
@@ -105,7 +110,7 @@ def _write(response, part: Path, begin: int, size: int) -> None:
     bar = tqdm(total=size, initial=begin, unit="B", unit_scale=True, desc=part.stem)
     with bar, part.open("r+b" if begin else "wb") as file:
         file.seek(begin)
-        for chunk in response.iter_raw(1 << 18):
+        for chunk in response.iter_raw():  # as they arrive: what is here is never lost
             file.write(chunk)
             bar.update(len(chunk))
             if file.tell() > size + PROGRESS:
@@ -189,11 +194,11 @@ def _translate(error: Exception, url: str) -> Exception:
     if isinstance(error, httpx.ProxyError):
         return DownloadError(f"the proxy refused ({error}): {_proxy_advice()}")
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
-        return _Hiccup(f"no connection ({error or 'timeout'})")
+        return _Unreachable(f"no connection ({error or 'timeout'})")
     if isinstance(error, httpx.TimeoutException):
-        return _Hiccup(f"nothing arrived for {STALL_SECONDS:g} seconds")
+        return _Unreachable(f"nothing arrived for {STALL_SECONDS:g} seconds")
     if isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol):
-        return _Hiccup(f"the connection broke ({error})")
+        return _Unreachable(f"the connection broke ({error})")
     return DownloadError(f"{url} can't be downloaded ({error})")
 
 

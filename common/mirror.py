@@ -15,7 +15,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
-from common.assets import ASSETS, folder_archive, locate
+from common.assets import ASSETS, Asset, folder_archive, locate
 from common.download import readable
 
 PORT = 8000
@@ -32,6 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds for a client that no longer answers
 
     def do_GET(self):
+        """Answer GET, and HEAD without the body."""
         name = unquote(self.path.partition("?")[0]).removeprefix("/")
         if not name:
             listing = "".join(f"{asset.name}\n" for asset in offered()).encode()
@@ -83,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    """A thread for every learner."""
+
     daemon_threads = True
     allow_reuse_address = os.name != "nt"  # on Windows, two servers would share the port
 
@@ -114,7 +117,7 @@ def serve(host: str = "0.0.0.0", port: int = PORT) -> None:
         server.serve_forever()
 
 
-def offered() -> list:
+def offered() -> list[Asset]:
     """The assets that are on this machine, verified."""
     return [asset for asset in ASSETS.values() if locate(asset)[0]]
 
