@@ -233,7 +233,8 @@ def associations(
     rows = []
     total_a, total_b = a.total(), b.total()
     for word in (a | b).keys() if wanted is None else wanted & (a | b).keys():
-        expected = prior * (a[word] + b[word]) / (total_a + total_b)
+        # The share of one word more, which was not seen: so no word is ever all there is.
+        expected = prior * (a[word] + b[word]) / (total_a + total_b + 1)
         in_a, in_b = a[word] + expected, b[word] + expected
         log_odds = math.log(in_a / (total_a + prior - in_a)) - math.log(
             in_b / (total_b + prior - in_b)
