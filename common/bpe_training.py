@@ -58,9 +58,10 @@ def learn_merges(word_counts: Mapping[str, int], n_merges: int) -> list[Pair]:
     while heap and len(merges) < n_merges:
         negative, _, _, pair = heapq.heappop(heap)
         count = words.counts.get(pair, 0)
+        if count == 0:
+            continue
         if count != -negative:
-            if count:
-                heapq.heappush(heap, entry(pair))
+            heapq.heappush(heap, entry(pair))
             continue
         merges.append((tokens[pair[0]], tokens[pair[1]]))
         tokens.append(b"".join(merges[-1]))
