@@ -3,12 +3,30 @@
 One room per concept, in the order in which data flows through them. A room may import from the
 rooms above it, never from those below.
 
-    assets       every file that is not code: where it comes from, its licence, its SHA-256
-    device       where tensors live: CUDA, MPS or CPU, chosen in one place
-    tokenizer    words and byte pairs: train, encode, decode, save, load; GPT-2's tokenizer
-    corpus       raw text: harvest, clean, deduplicate, audit for bias and leakage, split
-    dataloader   sliding windows, memory-mapped token shards, batches that resume
-    plotting     figures that more than one notebook draws
-    doctor       can this machine run the course, and if not, what to do
-    cli          the `course` command
+    download        bring a file over the network: resumed, verified, put in place in one step
+    assets          every file that is not code: where it comes from, its licence, its SHA-256
+    mirror          `course fetch --serve`: one machine of a room offers its files to the others
+    device          where tensors live: CUDA, MPS or CPU, chosen in one place
+    pretokenizer    text cut into words, across which nothing is merged
+    bpe_training    byte pairs: count, merge, repeat, without counting again
+    tokenizer_file  tokenizers on disk: the course's own format, and GPT-2's
+    tokenizer       words and byte pairs: train, encode, decode, save, load; GPT-2's tokenizer
+    corpus          raw text: harvest, clean, deduplicate, split; streams, larger than memory
+    audit           what a corpus holds: languages, personal data, group terms, leakage
+    balance         who is in a corpus, and how often: mixing, counterfactuals
+    shards          token ids on disk, written in parallel, opened without being loaded
+    dataloader      sliding windows; random batches from shards; both resume
+    layers          LayerNorm, RMSNorm, GELU MLP, SwiGLU, positions learned and rotary
+    attention       from one attention weight to grouped queries with a KV cache
+    transformer     the encoder-decoder of 2017
+    gpt             one decoder that is GPT-2 or a modern LLM; parameters, FLOPs, memory
+    generation      greedy, temperature, top-k, top-p; streaming; batched, cached
+    gguf_file       the GGUF format: read, checked, dequantised
+    families        how the files of GPT-2 and of Llama name and shape what GPT has
+    sources         what a file or folder of weights holds: recognised, checked
+    weights         pretrained weights in, checkpoints out
+    plotting        figures that more than one notebook draws
+    checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
+    doctor          can this machine run the course, and if not, what to do
+    cli             the `course` command
 """

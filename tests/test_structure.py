@@ -162,6 +162,8 @@ def test_readme_gives_the_two_commands_and_its_links_resolve():
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
 def test_ruff_has_nothing_to_say(command):
     ran = subprocess.run(
-        [sys.executable, "-m", "ruff", *command, "--quiet", str(ROOT)], capture_output=True, text=True
+        [sys.executable, "-m", "ruff", *command, "--quiet", str(ROOT)],
+        capture_output=True,
+        text=True,
     )
     assert ran.returncode == 0, ran.stdout
