@@ -210,9 +210,10 @@ class RandomBatches(Iterator):
         return np.concatenate(pieces)
 
     def _plan_ahead(self) -> list[list[tuple[int, int]]]:
-        """(shard, place in it) of every window of this rank's next batches: about 4,096 at once."""
+        """(shard, place in it) of the windows of this rank's next batches: at most about 4,096."""
         B = self.batch_size
-        step = np.arange(max(1, 4096 // B))[:, None] * (B * self.world_size)
+        n_batches = max(1, min(4096, self.n_windows) // B)
+        step = np.arange(n_batches)[:, None] * (B * self.world_size)
         places = (self.windows_seen + step + self.rank * B + np.arange(B)).ravel()
         epochs, places = np.divmod(places, self.n_windows)
         starts = np.empty_like(places)
