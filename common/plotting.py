@@ -45,6 +45,7 @@ def heatmap(matrix, row_labels=None, column_labels=None, ax=None, title=None, vm
     width, height = np.clip(0.45 * np.array(values.shape[::-1]) + 1, 2.5, 7)
     ax = ax or plt.subplots(figsize=(width, height))[1]
     image = ax.imshow(values, vmin=vmin, vmax=vmax)
+    ax.locator_params(integer=True)
     if row_labels is not None:
         ax.set_yticks(range(values.shape[0]), [visible(label) for label in row_labels])
     if column_labels is not None:

@@ -80,6 +80,12 @@ def test_heatmap_refuses_what_is_no_matrix(matrix):
         heatmap(matrix)
 
 
+def test_heatmap_without_labels_counts_in_whole_numbers():
+    ax = heatmap(np.eye(3))
+    ax.figure.canvas.draw()
+    assert all(float(tick).is_integer() for tick in [*ax.get_xticks(), *ax.get_yticks()])
+
+
 def test_heatmap_refuses_labels_that_do_not_fit():
     with pytest.raises(ValueError, match="number of labels"):
         heatmap(np.eye(2), "abc")
