@@ -123,10 +123,11 @@ def _check_tied_head(source: Source) -> None:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Skips `torch.nn.init`. There is nothing to fill on "meta", and yet PyTorch would import 900
-    of its modules to draw the first random number there, which takes seconds."""
+    """Skips filling tensors at random. On "meta" there is nothing to fill, and yet PyTorch would
+    import 900 of its modules to draw the first random number there, which takes seconds."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in (kwargs or {}) else args[0]
-        return func(*args, **(kwargs or {}))
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
