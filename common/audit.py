@@ -36,7 +36,8 @@ def words_of(text: str) -> list[str]:
 PERSONAL_DATA = re.compile(
     r"""(?P<email> \b [\w.+-]{1,64} @ \w [\w-]* (?:\.[\w-]+)+ )
       | (?P<ip>    (?<![\w.]) \d{1,3} (?:\.\d{1,3}){3} (?!\.?\w) )
-      | (?P<card>  (?<![\w.]) \d (?:[ -]?\d){12,18} (?!\w) )
+      | (?P<card>  (?<![\w.]) (?=[2-6]) (?: \d{13,19} | \d{4}(?:[ -]\d{4}){3}
+                   | \d{4}[ -]\d{6}[ -]\d{5} ) (?!\.?\w) )
       | (?P<phone> (?<![\w.]) (?:\+\d{1,3}[ -]?)? (?:\(\d{2,5}\)[ ]?|\d{2,5})
                    (?:[ -]?\d{2,5}){1,4} (?!\.?\d) )""",
     re.VERBOSE,
@@ -53,8 +54,8 @@ def _is_real(match: re.Match) -> bool:
         doubled = (sum(divmod(2 * d, 10)) for d in digits[-2::-2])
         return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
     if kind == "phone":
-        known_form = found[0] in "+(0" or re.fullmatch(r"\d{3}-\d{3}-\d{4}", found)
-        return bool(known_form) and 9 <= len(digits) <= 15
+        known_form = re.match(r"\+|\(?00?[1-9]|\(?\d{3}\)?[ -]\d{3}-\d{4}$", found)
+        return known_form is not None and 9 <= len(digits) <= 15
     return True
 
 

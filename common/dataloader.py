@@ -32,7 +32,7 @@ __all__ = [
 class SlidingWindowDataset(Dataset):
     """Windows of `context_length` tokens, one every `stride` tokens: item i is (inputs, targets).
 
-    token_ids:      (N,) integers: a list, a NumPy array or a tensor, which is not copied
+    token_ids:      (N,) integers: a list, a NumPy array or a tensor; int64 is not copied
     inputs/targets: (T,) int64 each, views of the ids; targets[t] is the token after inputs[t]
 
     With stride == context_length every token is a target once, but the first and up to
@@ -41,6 +41,8 @@ class SlidingWindowDataset(Dataset):
     """
 
     def __init__(self, token_ids: Sequence[int] | Tensor, context_length: int, stride: int):
+        if not isinstance(token_ids, Tensor):
+            token_ids = np.asarray(token_ids, np.int64)
         self.token_ids = torch.as_tensor(token_ids, dtype=torch.int64)
         self.context_length, self.stride = context_length, stride
         if context_length < 1 or stride < 1:
