@@ -187,18 +187,15 @@ class MultiHeadAttention(nn.Module):
         mask, `cache` puts the keys and values of earlier tokens before those of x.
         """
         source = x if memory is None else memory
-        q = rotate(self.split_heads(self.query(x)))  # (B, T, C) -> (B, H, T, D)
-        k = rotate(self.split_heads(self.key(source)))  # (B, S, C) -> (B, K, S, D)
-        v = self.split_heads(self.value(source))  # (B, S, C) -> (B, K, S, D)
+        split = (-1, self.head_dim)
+        q = rotate(self.query(x).unflatten(-1, split)).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+        k = rotate(self.key(source).unflatten(-1, split)).transpose(1, 2)  # (B, K, S, D)
+        v = self.value(source).unflatten(-1, split).transpose(1, 2)  # (B, K, S, D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, T, D) -> (B, K, S, D)
         causal = self.causal and mask is None and x.shape[1] > 1  # one token may see all before it
         y = self.attend(q, k, v, mask, causal, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        """(B, T, n * D) -> (B, n, T, D)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ width, V vocabulary, L layers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -264,3 +264,51 @@ class GPT(nn.Module):
                 added = name.endswith(("attention.output.weight", "mlp.down.weight"))
                 scale = (2 * self.config.n_layers) ** -0.5 if added else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale)
+
+
+def count_parameters(config: GPTConfig) -> dict[str, int]:
+    """How many parameters each part of `GPT(config)` has; `sum(...values())` is the model's size."""
+    C, F, L, V = config.d_model, config.d_ff, config.n_layers, config.vocab_size
+    KD = config.n_kv_heads * config.head_dim
+    gates = config.mlp == "swiglu"
+    norm = C * (2 if config.norm == "layer" else 1)
+    return {
+        "token_embedding": V * C,
+        "position_embedding": config.context_length * C * (config.position == "learned"),
+        "attention": L * (2 * C * C + 2 * C * KD + config.bias * (2 * C + 2 * KD)),
+        "mlp": L * ((2 + gates) * C * F + config.bias * ((1 + gates) * F + C)),
+        "norms": (2 * L + 1) * norm,
+        "head": V * C * (not config.tie_embeddings),
+    }
+
+
+def flops_per_token(config: GPTConfig, n_tokens: int, training: bool = False) -> int:
+    """Floating-point operations of the matrix products, per token of a text of `n_tokens`.
+
+    2 for each weight a token is multiplied with; in each layer, 4 n_tokens C for the scores and the
+    averages, as if the kernel didn't skip the future. Training costs three forward passes.
+    """
+    matrices = count_parameters(replace(config, bias=False, tie_embeddings=False))
+    weights = matrices["attention"] + matrices["mlp"] + matrices["head"]
+    forward = 2 * weights + 4 * config.n_layers * n_tokens * config.d_model
+    return forward * (3 if training else 1)
+
+
+def activation_bytes(config: GPTConfig, batch_size: int, n_tokens: int, itemsize: int = 4) -> int:
+    """What a forward pass in training keeps for the backward pass, cross-entropy included.
+
+    Without dropout. The V log-probabilities of each token outweigh everything in a small model.
+    """
+    C, F, L, V = config.d_model, config.d_ff, config.n_layers, config.vocab_size
+    KD = config.n_kv_heads * config.head_dim
+    norm = C + 2 if config.norm == "layer" else 2 * C + 1  # input, (input scaled,) statistics
+    attention = 3 * C + 2 * KD + config.n_heads  # input, q, result; k, v; the softmax's sums
+    mlp = C + (2 if config.mlp == "gelu" else 4) * F  # input; what is made on the way down
+    per_token = (2 * L + 1) * norm + L * (attention + mlp) + C + V
+    return batch_size * n_tokens * per_token * itemsize
+
+
+def cache_bytes(config: GPTConfig, batch_size: int, n_tokens: int, itemsize: int = 4) -> int:
+    """What the keys and values of `n_tokens` take: the reason for grouped queries."""
+    per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim
+    return batch_size * n_tokens * per_token * itemsize

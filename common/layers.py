@@ -104,11 +104,11 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x[i], x[i + D/2]) of a head's vector by its angle.
 
-    x (B, H, T, D); cos, sin (T, D/2) or (B, 1, T, D/2) -> (B, H, T, D). The dot product of two
+    x (B, T, H, D); cos, sin (T, 1, D/2), or (B, T, 1, D/2) -> (B, T, H, D). The dot product of two
     turned vectors depends on their positions only by the difference. RoFormer, Su et al. 2021,
     arXiv:2104.09864; the pairs lie half a vector apart, as in Llama.
     """
-    first, second = x.chunk(2, dim=-1)  # (B, H, T, D) -> 2 x (B, H, T, D/2)
+    first, second = x.chunk(2, dim=-1)  # (B, T, H, D) -> 2 x (B, T, H, D/2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
@@ -124,7 +124,7 @@ class NoPositions(nn.Module):
         return x
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """A function (B, H, T, D) -> (B, H, T, D)."""
+        """A function (B, T, H, D) -> (B, T, H, D), with tables in `dtype`."""
         return lambda heads: heads
 
 
@@ -148,6 +148,5 @@ class RotaryPositions(NoPositions):
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         angles = rotary_angles(positions, self.head_dim, self.theta)  # (T, D/2) or (B, T, D/2)
-        if angles.dim() == 3:
-            angles = angles[:, None]  # (B, 1, T, D/2), the same for all heads
+        angles = angles[..., None, :]  # (..., T, 1, D/2): the same for all heads
         return partial(rotate, cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
