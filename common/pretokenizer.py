@@ -12,35 +12,44 @@ import regex
 # A contraction, or letters, or digits, or other signs, each with at most one space in front; else
 # white space, which leaves its last space to the word that follows. The doubled `++` never gives
 # back what it has matched: the same words as with one `+`, faster.
-GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"""
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?[\p{L}]++| ?[\p{N}]++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s+"""
 # The same with every digit a word of its own, without the space in front, as SmolLM2 has it.
 DIGITS_PATTERN = (
-    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s+(?![^\s\p{N}])|\s+"""
+    r"""'(?:[sdmt]|ll|ve|re)| ?[\p{L}]++|[\p{N}]| ?[^\s\p{L}\p{N}]++|\s+(?![^\s\p{N}])|\s+"""
 )
 
-SLICE = 2**16  # characters: bounds the memory for a slice's words, whatever the length of the text
+SLICE = 2**12  # characters: the words of one slice are in memory at a time, whatever the text
 SAFE_CUT = regex.compile(r"\S(?=\s)")  # no word continues from something else into white space
 
 
-def compile_pattern(pattern: str) -> regex.Pattern:
-    """Raises ValueError for a pattern that is no regular expression, or captures groups."""
-    try:
-        compiled = regex.compile(pattern)
-    except (regex.error, TypeError) as error:
-        raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}") from None
-    if compiled.groups:
-        raise ValueError(f"the pattern {pattern!r} captures groups: write (?:…) instead of (…)")
-    return compiled
+class WordCutter:
+    """Cuts text into words by a pattern. ValueError if it is no regular expression, or has groups.
 
+    Python's `re` does not know the letters and numbers of Unicode, `regex` does. Where there are
+    none but ASCII's, `re` cuts in the same places, twice as fast.
+    """
 
-def cut_words(pattern: regex.Pattern, text: str) -> Iterator[list[str]]:
-    """All words of `text`, slice by slice, as if it had been cut in one piece."""
-    start = 0
-    while start < len(text):
-        cut = SAFE_CUT.search(text, start + SLICE)
-        end = cut.end() if cut else len(text)
-        yield pattern.findall(text, start, end)
-        start = end
+    def __init__(self, pattern: str):
+        try:
+            self._any = self._ascii = regex.compile(pattern)
+        except (regex.error, TypeError) as error:
+            message = f"the pattern {pattern!r} is no regular expression: {error}"
+            raise ValueError(message) from None
+        if self._any.groups:
+            raise ValueError(f"the pattern {pattern!r} captures groups: write (?:…) for (…)")
+        if pattern in (GPT2_PATTERN, DIGITS_PATTERN):
+            ascii_only = pattern.replace(r"\p{L}", "a-zA-Z").replace(r"\p{N}", "0-9")
+            self._ascii = re.compile(ascii_only, re.ASCII)
+
+    def __call__(self, text: str) -> Iterator[list[str]]:
+        """All words of `text`, slice by slice, as if it had been cut in one piece."""
+        start = 0
+        while start < len(text):
+            cut = SAFE_CUT.search(text, start + SLICE)
+            end = cut.end() if cut else len(text)
+            part = text[start:end]
+            yield (self._ascii if part.isascii() else self._any).findall(part)
+            start = end
 
 
 def split_special(
@@ -57,11 +66,11 @@ def split_special(
             f'allowed_special is {allowed!r}: give a set, as in {{{allowed!r}}}, or "all"'
         )
     tokens = special_tokens if allowed == "all" else allowed
+    if not tokens:
+        return iter([(False, text)])
     if unknown := set(tokens) - set(special_tokens):
         known = ", ".join(special_tokens) or "none"
         raise ValueError(f"no special token {min(unknown)!r} in this tokenizer, which has: {known}")
-    if not tokens:
-        return iter([(False, text)])
     longest_first = sorted(tokens, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
     return ((i % 2 == 1, part) for i, part in enumerate(parts) if part)

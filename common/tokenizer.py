@@ -27,8 +27,7 @@ from common.bpe_training import Pair, check_merges, learn_merges
 from common.pretokenizer import (
     GPT2_PATTERN,
     WordCache,
-    compile_pattern,
-    cut_words,
+    WordCutter,
     numbered,
     split_special,
     well_formed,
@@ -119,7 +118,7 @@ class BPETokenizer:
         self._byte_ids = [ids.get(bytes([b])) for b in range(256)]
         self._ranks = {(ids[a], ids[b]): rank for rank, (a, b) in enumerate(self.merges)}
         self._merged_ids = [ids[a + b] for a, b in self.merges]
-        self._regex = compile_pattern(pattern)
+        self._cut = WordCutter(pattern)
         self._words = WordCache(self._encode_word)
 
     @classmethod
@@ -149,10 +148,10 @@ class BPETokenizer:
                 f"tokens need at least {smallest}"
             )
         chunks = [text_or_chunks] if isinstance(text_or_chunks, str | bytes) else text_or_chunks
-        word_counts, compiled = Counter(), compile_pattern(pattern)
+        word_counts, cut = Counter(), WordCutter(pattern)
         for chunk in chunks:
             for special, part in split_special(chunk, "all", special_tokens):
-                for words in () if special else cut_words(compiled, part):
+                for words in () if special else cut(part):
                     word_counts.update(words)
         if not word_counts:
             raise ValueError("there is no text to train on: is the file empty?")
@@ -189,7 +188,7 @@ class BPETokenizer:
             if special:
                 ids.append(self.special_tokens[part])
                 continue
-            for words in cut_words(self._regex, part):
+            for words in self._cut(part):
                 ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
         return ids
 

@@ -11,8 +11,7 @@ from common.pretokenizer import (
     DIGITS_PATTERN,
     GPT2_PATTERN,
     WordCache,
-    compile_pattern,
-    cut_words,
+    WordCutter,
     numbered,
     split_special,
     well_formed,
@@ -25,11 +24,15 @@ PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+
 # Characters that the next version of Unicode assigns are classed differently by every library.
 assigned = st.characters(exclude_categories=["Cs", "Cn"])
 tricky = st.sampled_from([*"  \n\t\r'stmdlreva09½²٣.!é漢", "'ll", "  ", "\u00a0", "\u2003"])
-texts = st.one_of(st.text(assigned, max_size=40), st.lists(tricky, max_size=20).map("".join))
+texts = st.one_of(
+    st.text(assigned, max_size=40),
+    st.text(st.characters(max_codepoint=127), max_size=40),
+    st.lists(tricky, max_size=20).map("".join),
+)
 
 
 def cut(pattern, text):
-    return [word for words in cut_words(regex.compile(pattern), text) for word in words]
+    return [word for words in WordCutter(pattern)(text) for word in words]
 
 
 def test_words_of_a_sentence():
@@ -60,7 +63,7 @@ def test_slices_change_nothing(pattern, text, size):
 
 
 def test_a_long_text_is_cut_slice_by_slice():
-    lists = list(cut_words(regex.compile(GPT2_PATTERN), "word " * 100_000))
+    lists = list(WordCutter(GPT2_PATTERN)("word " * 100_000))
     assert len(lists) > 5
     assert max(map(len, lists)) < 20_000
 
@@ -68,7 +71,7 @@ def test_a_long_text_is_cut_slice_by_slice():
 @pytest.mark.parametrize("pattern", ["(a)|b", "(", None])
 def test_a_bad_pattern_is_refused(pattern):
     with pytest.raises(ValueError, match="the pattern"):
-        compile_pattern(pattern)
+        WordCutter(pattern)
 
 
 # --------------------------------------------------------------------------------- special tokens
