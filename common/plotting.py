@@ -65,8 +65,10 @@ def plot_losses(losses: Mapping, ax=None, title=None, xlabel="step", ylabel="los
         points = series if isinstance(series, Mapping) else dict(enumerate(series))
         dashes = ("-", "--", "-.", ":")[number % 4] + ("o" if points is series else "")
         ax.plot(list(points), [float(loss) for loss in points.values()], dashes, label=name)
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    ax.legend(frameon=False)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(title, loc="left")
+    # Beside the title, where no curve runs through it.
+    ax.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
     return ax
 
 

@@ -105,7 +105,7 @@ def test_losses_are_drawn_step_by_step_or_where_they_were_measured():
     assert training.get_linestyle() != held_back.get_linestyle(), "colour alone must not tell"
     assert held_back.get_marker() == "o"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training", "held back"]
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("step", "loss", "T")
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title("left")) == ("step", "loss", "T")
 
 
 def test_losses_may_be_a_tensor_and_go_into_given_axes():
