@@ -226,10 +226,13 @@ class LayerCache:
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k, v (B, K, T, D) behind the rest; returns all, (B, K, S, D), without a copy."""
-        start, self.length = self.length, self.length + k.shape[2]
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        end, capacity = self.length + k.shape[2], self.keys.shape[2]
+        if end > capacity:
+            raise ValueError(f"the cache has room for {capacity} tokens, and these would be {end}")
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class KVCache:
@@ -252,9 +255,9 @@ class KVCache:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        shape = (2, batch_size, n_kv_heads, capacity, head_dim)
-        memory = [torch.empty(shape, device=device, dtype=dtype) for _ in range(n_layers)]
-        self.layers = [LayerCache(*keys_and_values) for keys_and_values in memory]
+        shape = (batch_size, n_kv_heads, capacity, head_dim)
+        empty = partial(torch.empty, shape, device=device, dtype=dtype)
+        self.layers = [LayerCache(keys=empty(), values=empty()) for _ in range(n_layers)]
         self.capacity = capacity
         self.reset(padding)
 

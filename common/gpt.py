@@ -55,7 +55,8 @@ POSITIONS = {
 class GPTConfig:
     """Every choice that makes one decoder different from another; the defaults are GPT-2's.
 
-    Raises ValueError when the choices don't fit together.
+    `dataclasses.replace(config, norm="rms")` makes a variation; what None stood for has been filled
+    in by then, and stays. Raises ValueError when the choices don't fit together.
     """
 
     vocab_size: int = 50_257
@@ -77,8 +78,9 @@ class GPTConfig:
 
     def __post_init__(self):
         # A frozen dataclass can still fill in its own blanks, before anyone has seen it.
-        object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
-        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+        for blank, value in (("n_kv_heads", self.n_heads), ("d_ff", 4 * self.d_model)):
+            if getattr(self, blank) is None:
+                object.__setattr__(self, blank, value)
         for problem, found in self._problems():
             if found:
                 raise ValueError(f"impossible GPTConfig: {problem}")
@@ -267,7 +269,7 @@ class GPT(nn.Module):
 
 
 def count_parameters(config: GPTConfig) -> dict[str, int]:
-    """How many parameters each part of `GPT(config)` has; `sum(...values())` is the model's size."""
+    """How many parameters each part of `GPT(config)` has; their sum is the size of the model."""
     C, F, L, V = config.d_model, config.d_ff, config.n_layers, config.vocab_size
     KD = config.n_kv_heads * config.head_dim
     gates = config.mlp == "swiglu"

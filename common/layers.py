@@ -98,7 +98,8 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> 
     first pair by a whole radian, the last so slowly that it tells far from near.
     """
     exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim  # (D/2,)
-    return positions[..., None].float() * theta**-exponents  # (..., T, 1) * (D/2,) -> (..., T, D/2)
+    speeds = 1 / theta**exponents  # (D/2,) radians a token
+    return positions[..., None].float() * speeds  # (..., T, 1) * (D/2,) -> (..., T, D/2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
