@@ -109,7 +109,7 @@ def plain_attention(
     dropout: float = 0.0,
     record: Callable[[Tensor], None] = lambda weights: None,
 ) -> Tensor:
-    """The formula of `fused_attention`, written out. Hands its weights (B, H, T, S) to `record`."""
+    """`fused_attention`, written out. Hands its weights (B, H, T, S) to `record`."""
     groups = q.shape[1] // k.shape[1]
     k = k.repeat_interleave(groups, dim=1)  # (B, K, S, D) -> (B, H, S, D)
     v = v.repeat_interleave(groups, dim=1)
@@ -131,11 +131,14 @@ def fused_attention(
     """Attention in one kernel that stores no (T, S) weights (Dao et al. 2022, arXiv:2205.14135).
 
     q (B, H, T, D); k, v (B, K, S, D), each key head serving H/K query heads (grouped queries,
-    arXiv:2305.13245); mask (..., T, S) of bool, or causal for T = S -> (B, H, T, D).
+    arXiv:2305.13245) -> (B, H, T, D). Either mask (..., T, S) of bool, or causal: the queries are
+    the last T of the S tokens, and see no future.
     """
-    grouped = q.shape[1] != k.shape[1]
+    (H, T), (K, S) = q.shape[1:3], k.shape[1:3]
+    if causal and 1 < T < S:  # the kernel would take the queries for the first T tokens
+        mask = causal_mask(T, S, q.device)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=causal and T == S, dropout_p=dropout, enable_gqa=H != K
     )
 
 
@@ -147,15 +150,9 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int | None = None,
-        *,
-        bias: bool = False,
-        dropout: float = 0.0,
-        causal: bool = True,
-    ):
+        self, d_model: int, n_heads: int, n_kv_heads: int | None = None, *,
+        bias: bool = False, dropout: float = 0.0, causal: bool = True,
+    ):  # fmt: skip
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         if d_model % n_heads or n_heads % n_kv_heads:
@@ -193,8 +190,8 @@ class MultiHeadAttention(nn.Module):
         v = self.value(source).unflatten(-1, split).transpose(1, 2)  # (B, K, S, D)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, T, D) -> (B, K, S, D)
-        causal = self.causal and mask is None and x.shape[1] > 1  # one token may see all before it
-        y = self.attend(q, k, v, mask, causal, self.dropout if self.training else 0.0)
+        causal, dropout = self.causal and mask is None, self.dropout if self.training else 0.0
+        y = self.attend(q, k, v, mask, causal, dropout)
         return self.output(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
 
 
@@ -244,17 +241,9 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        n_layers: int,
-        batch_size: int,
-        n_kv_heads: int,
-        capacity: int,
-        head_dim: int,
-        *,
-        padding: Tensor | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
+        self, n_layers: int, batch_size: int, n_kv_heads: int, capacity: int, head_dim: int, *,
+        padding: Tensor | None = None, device=None, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
         shape = (batch_size, n_kv_heads, capacity, head_dim)
         empty = partial(torch.empty, shape, device=device, dtype=dtype)
         self.layers = [LayerCache(keys=empty(), values=empty()) for _ in range(n_layers)]
@@ -286,17 +275,11 @@ class KVCache:
         return (positions - self.padding[:, None]).clamp(min=0)  # (T,) - (B, 1) -> (B, T)
 
     def mask(self, n_tokens: int) -> Tensor | None:
-        """What the next `n_tokens` may look at, (T, S), or (B, 1, T, S) if rows are padded.
-
-        None where plain causal attention, or one token looking at all, says it already.
-        """
-        if self.padding is None and (self.length == 0 or n_tokens == 1):
-            return None
-        n_keys, device = self.length + n_tokens, self.layers[0].keys.device
-        visible = causal_mask(n_tokens, n_keys, device)  # (T, S)
+        """What the next `n_tokens` may look at, (B, 1, T, S), or None if no row is padded."""
         if self.padding is None:
-            return visible
-        keys = torch.arange(n_keys, device=device)  # (S,)
+            return None
+        keys = torch.arange(self.length + n_tokens, device=self.padding.device)  # (S,)
+        visible = causal_mask(n_tokens, len(keys), self.padding.device)  # (T, S)
         real = (keys >= self.padding[:, None])[:, None, None]  # (B, 1, 1, S)
         # A fill token sees itself: a softmax over nothing would be nan, and nan times 0 is nan.
         itself = keys == keys[self.length :, None]  # (T, S)

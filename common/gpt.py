@@ -121,20 +121,10 @@ PRESETS = {
     "gpt2-1558m": GPTConfig(d_model=1600, n_layers=48, n_heads=25),
     # SmolLM2, Allal et al. 2025, arXiv:2502.02737: the architecture of Llama.
     "smollm2-135m": GPTConfig(
-        vocab_size=49_152,
-        context_length=8192,
-        d_model=576,
-        n_layers=30,
-        n_heads=9,
-        n_kv_heads=3,
-        d_ff=1536,
-        norm="rms",
-        mlp="swiglu",
-        position="rotary",
-        rope_theta=100_000.0,
-        bias=False,
+        vocab_size=49_152, context_length=8192, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3,
+        d_ff=1536, norm="rms", mlp="swiglu", position="rotary", rope_theta=100_000.0, bias=False,
     ),
-}
+}  # fmt: skip
 
 
 class Block(nn.Module):
@@ -145,13 +135,9 @@ class Block(nn.Module):
         C = config.d_model
         self.attention_norm = NORMS[config.norm](C, config.norm_eps)
         self.attention = MultiHeadAttention(
-            C,
-            config.n_heads,
-            config.n_kv_heads,
-            bias=config.bias,
-            dropout=config.dropout,
-            causal=config.causal,
-        )
+            C, config.n_heads, config.n_kv_heads,
+            bias=config.bias, dropout=config.dropout, causal=config.causal,
+        )  # fmt: skip
         self.mlp_norm = NORMS[config.norm](C, config.norm_eps)
         self.mlp = MLPS[config.mlp](C, config.d_ff, config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -242,16 +228,11 @@ class GPT(nn.Module):
         config, weight = self.config, self.token_embedding.weight
         if not config.causal:
             raise ValueError("a model whose tokens see the future has no past to cache")
+        capacity = min(capacity or config.context_length, config.context_length)
         return KVCache(
-            config.n_layers,
-            batch_size,
-            config.n_kv_heads,
-            min(capacity or config.context_length, config.context_length),
-            config.head_dim,
-            padding=padding,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+            config.n_layers, batch_size, config.n_kv_heads, capacity, config.head_dim,
+            padding=padding, device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -226,19 +226,15 @@ def test_cache_positions_and_masks_leave_the_padding_out():
     assert cache.mask(1)[:, 0].int().tolist() == [[[1, 1, 1, 1]], [[0, 0, 1, 1]]]
 
 
-def test_without_padding_only_a_later_stretch_needs_a_mask():
+def test_without_padding_no_mask_is_needed():
     cache = KVCache(1, 1, 1, capacity=8, head_dim=2, padding=torch.tensor([0]))
     assert cache.mask(4) is None
     cache.layers[0].append(randn(1, 1, 3, 2), randn(1, 1, 3, 2))
-    assert cache.mask(1) is None
-    assert_close(cache.mask(2), causal_mask(2, 5))
+    assert cache.mask(2) is None
 
 
 def test_attention_in_stretches_equals_attention_at_once():
     layer, x = MultiHeadAttention(8, 4, 2).eval(), randn(2, 7, 8)
     cache = KVCache(1, 2, 2, capacity=7, head_dim=2)
-    pieces = [
-        layer(piece, mask=cache.mask(piece.shape[1]), cache=cache.layers[0])
-        for piece in x.split([3, 1, 2, 1], dim=1)
-    ]
+    pieces = [layer(piece, cache=cache.layers[0]) for piece in x.split([3, 1, 2, 1], dim=1)]
     assert_close(torch.cat(pieces, 1), layer(x))

@@ -1,0 +1,108 @@
+"""How fast SmolLM2-135M writes: our `generate` against `transformers.generate`, and against the limit.
+
+    uv run python tests/benchmarks/bench_generation.py [--rounds 5] [--threads 2]
+
+Greedy, batch 1, 64 prompt + 128 new tokens, random weights (speed doesn't depend on them). The limit is what the bare
+matrix-vector products of the same weights allow: reading each weight once per token, and nothing
+else. The contenders take turns, so that a busy machine slows all alike; the median round counts.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from common.generation import generate
+from common.gpt import GPT, PRESETS, GPTConfig
+
+PROMPT, NEW = 64, 128
+
+
+def rival(config: GPTConfig) -> LlamaForCausalLM:
+    """The same architecture in `transformers`, as it is shipped, with the same number of parameters."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.d_model,
+            intermediate_size=config.d_ff,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_kv_heads,
+            max_position_embeddings=config.context_length,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=config.tie_embeddings,
+        )
+    ).eval()
+
+
+@torch.inference_mode()
+def bare_products(model: GPT) -> None:
+    """Every matrix of the model times one vector, NEW times, in the model's own order."""
+    matrices = [m.weight for m in model.modules() if hasattr(m, "weight") and m.weight.dim() == 2]
+    matrices = [m for m in matrices if m is not model.token_embedding.weight] + [model.head.weight]
+    vectors = {n: torch.randn(1, 1, n, dtype=model.head.weight.dtype) for n in {m.shape[1] for m in matrices}}
+    for _ in range(NEW):
+        for matrix in matrices:
+            F.linear(vectors[matrix.shape[1]], matrix)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = arguments.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+
+    config = PRESETS["smollm2-135m"]
+    theirs, ours, ours_bf16 = rival(config), GPT(config).eval(), GPT(config).eval().bfloat16()
+    prompt = torch.randint(config.vocab_size, (1, PROMPT))
+
+    def transformers_generate() -> None:
+        out = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert out.shape == (1, PROMPT + NEW)
+
+    contenders = {
+        "transformers fp32, cached": transformers_generate,
+        "ours fp32, cached": lambda: generate(ours, prompt, NEW),
+        "limit fp32: bare products": lambda: bare_products(ours),
+        "ours bf16, cached": lambda: generate(ours_bf16, prompt, NEW),
+        "limit bf16: bare products": lambda: bare_products(ours_bf16),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender()
+    for _ in range(arguments.rounds):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - start)
+    start = time.perf_counter()
+    generate(ours, prompt, NEW, use_cache=False)
+    seconds["ours fp32, no cache (once)"] = [time.perf_counter() - start]
+
+    print(f"{PROMPT} prompt + {NEW} new tokens, {arguments.threads} threads, {arguments.rounds} rounds")
+    baseline = seconds["transformers fp32, cached"]
+    for name, times in seconds.items():
+        rate = NEW / statistics.median(times)
+        ratio = statistics.median(a / b for a, b in zip(baseline, times, strict=False))
+        print(f"{name:<28} {rate:6.1f} tokens/s (best {NEW / min(times):6.1f})   {ratio:5.2f} x transformers")
+    for dtype in ("fp32", "bf16"):
+        pairs = zip(seconds[f"limit {dtype}: bare products"], seconds[f"ours {dtype}, cached"], strict=True)
+        share = statistics.median(limit / own for limit, own in pairs)
+        print(f"ours {dtype} reaches {share:.0%} of its limit")
+
+
+if __name__ == "__main__":
+    main()
