@@ -7,6 +7,7 @@ rooms above it, never from those below.
     assets          every file that is not code: where it comes from, its licence, its SHA-256
     mirror          `course fetch --serve`: one machine of a room offers its files to the others
     device          where tensors live: CUDA, MPS or CPU, chosen in one place
+    allocator       freed memory kept at hand, for training on Linux
     pretokenizer    text cut into words, across which nothing is merged
     bpe_training    byte pairs: count, merge, repeat, without counting again
     tokenizer_file  tokenizers on disk: the course's own format, and GPT-2's
@@ -15,7 +16,7 @@ rooms above it, never from those below.
     audit           what a corpus holds: languages, personal data, group terms, leakage
     balance         who is in a corpus, and how often: mixing, counterfactuals
     shards          token ids on disk, written in parallel, opened without being loaded
-    dataloader      sliding windows; random batches from shards; both resume
+    dataloader      sliding windows; random batches from shards, which resume
     layers          LayerNorm, RMSNorm, GELU MLP, SwiGLU, positions learned and rotary
     attention       from one attention weight to grouped queries with a KV cache
     transformer     the encoder-decoder of 2017
