@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.families import (
@@ -56,7 +56,7 @@ class Source:
 def open_source(path: Path, config: GPTConfig | None = None) -> Source:
     """Find out what `path` is. `config` is for files that don't say theirs.
 
-    Raises WeightsFileError; or, for the caller to add the path, ValueError and SafetensorError.
+    Raises WeightsFileError; or ValueError, for the caller to add the path.
     """
     if path.is_dir():
         return _open_folder(path, config)
@@ -83,9 +83,10 @@ def _open_folder(folder: Path, config: GPTConfig | None) -> Source:
     if whole.exists():
         return _open_safetensors(folder, [whole], config)
     found = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
-    if len(found) != 1:
-        what = f"it has {len(found)} files of weights (.safetensors or .gguf) where one is expected"
-        refuse(folder, what, "give the path of the file instead")
+    if not found:
+        refuse(folder, "it has no .safetensors and no .gguf file", "look for weights in that form")
+    if len(found) > 1:
+        refuse(folder, f"it has {len(found)} files of weights", "give the path of the one you mean")
     return open_source(found[0], config)
 
 
@@ -118,18 +119,17 @@ def _gguf_tokenizer(path: Path, metadata: Mapping, vocab_size: int) -> BPETokeni
     table = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     if "tokens" not in table:
         return None
-    if table.get("model") != "gpt2" or table.get("pre") not in PATTERNS:
+    pattern = PATTERNS.get(str(table.get("pre")))
+    if str(table.get("model")) != "gpt2" or pattern is None:
         return _unknown_tokenizer(path)
     tokens, merges, kinds = (table.get(key) for key in ("tokens", "merges", "token_type"))
-    complete = (
-        isinstance(tokens, list) and isinstance(merges, list) and isinstance(kinds, np.ndarray)
-    )
-    if not complete or not len(tokens) == len(kinds) == vocab_size:
+    types = [type(value) for value in (tokens, merges, kinds)]
+    if types != [list, list, np.ndarray] or not len(tokens) == len(kinds) == vocab_size:
         raise ValueError(f"its tokenizer is incomplete, or not for the {vocab_size} tokens it has")
     kinds = kinds.tolist()
     special = {token: i for i, token in enumerate(tokens) if kinds[i] != 1}  # 1 is "normal"
     vocab = {i: from_printable(token) for i, token in enumerate(tokens) if kinds[i] == 1}
-    return BPETokenizer(map(parse_merge, merges), special, vocab, PATTERNS[table["pre"]])
+    return BPETokenizer(map(parse_merge, merges), special, vocab, pattern)
 
 
 def _unknown_tokenizer(path: Path) -> None:
@@ -142,7 +142,10 @@ def _unknown_tokenizer(path: Path) -> None:
 def _open_safetensors(path: Path, files: list[Path], config: GPTConfig | None) -> Source:
     """`path` is what the user asked for: the file, or the folder of the files."""
     # "pread" reads a tensor into memory of its own. A map of the file would count as memory too.
-    opened = [safe_open(file, "pt", backend="pread") for file in files]
+    try:
+        opened = [safe_open(file, "pt", backend="pread") for file in files]
+    except SafetensorError as why:
+        raise ValueError(f"it is no sound safetensors file ({why})") from None
     owners = [(name, file) for file in opened for name in file.keys()]  # noqa: SIM118
     metadata = next((file.metadata() for file in opened), None) or {}
     layout = _recognise(path, {name for name, _ in owners}, metadata)

@@ -223,11 +223,11 @@ def test_pickles_are_refused_whatever_they_are_called(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "header"),
-        (b"\xff" * 100, "header"),
-        (b"\x10" + b"\0" * 7 + b"not JSON at all!", "header"),
-        (b"<!DOCTYPE html><html>sign in to download</html>", "header"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "header"),
+        (b"", "no sound safetensors file"),
+        (b"\xff" * 100, "no sound safetensors file"),
+        (b"\x10" + b"\0" * 7 + b"not JSON at all!", "no sound safetensors file"),
+        (b"<!DOCTYPE html><html>sign in to download</html>", "no sound safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "no sound safetensors file"),
     ],
 )
 def test_what_is_no_safetensors_file(tmp_path, content, reason):
@@ -249,7 +249,7 @@ def test_other_models_are_refused(tmp_path):
 
 
 def test_folders(tmp_path):
-    assert_refused(tmp_path, "has 0 files of weights")
+    assert_refused(tmp_path, "has no .safetensors")
     save_checkpoint(GPT(TINY), tmp_path / "mine.safetensors")
     assert open_source(tmp_path).config == TINY
     shutil.copy(tmp_path / "mine.safetensors", tmp_path / "copy.safetensors")
