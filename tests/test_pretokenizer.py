@@ -2,7 +2,7 @@
 
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
@@ -48,6 +48,8 @@ def test_gpt2_pattern_cuts_as_published(text):
 
 
 @given(texts)
+@example("a  1")  # both spaces stay together: a digit takes none of them
+@example("it's  ½ \n٣, 'll12")
 def test_digits_pattern_cuts_as_hugging_face_does(text):
     theirs = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     words = [from_printable(word) for word, _ in theirs.pre_tokenize_str(text)]

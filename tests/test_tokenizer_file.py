@@ -74,7 +74,7 @@ def test_a_truncated_file_is_refused(saved):
 
 
 def damaged(**changes):
-    return pytest.param(lambda data: data | changes, id=str(changes)[:40])
+    return pytest.param(lambda data: data | changes, id=str(changes)[:60])
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,7 @@ def damaged(**changes):
         damaged(vocab={}),
         damaged(vocab={"a": 0, "b": 0}),
         damaged(vocab={"a": None}),
+        damaged(merges=[], special_tokens={"<|x|>": 1}, vocab={"a": 0, "b": 0}),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused(saved, damage):
