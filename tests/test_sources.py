@@ -9,6 +9,8 @@ import random
 import shutil
 from unicodedata import ucd_3_2_0
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from common.assets import fetch
 from common.gguf_file import GGUFFile
 from common.gpt import GPT, PRESETS, GPTConfig
+from common.pretokenizer import DIGITS_PATTERN, GPT2_PATTERN
 from common.sources import open_source
 from common.tokenizer import BPETokenizer
 from common.weights import WeightsFileError, load_pretrained, save_checkpoint
@@ -107,6 +110,61 @@ def test_bytes_that_smollm2_has_no_token_for(tokenizer):
     for byte in SMOLLM2_LACKS:
         with pytest.raises(ValueError, match="no token"):
             tokenizer.encode(f"a{chr(byte)}")
+
+
+TOKENS = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+
+
+def gguf_file(folder, **changes):
+    """A GGUF file with a tokenizer and hardly a model; `None` leaves a key out."""
+    table = {"model": "gpt2", "pre": "smollm", "tokens": TOKENS, "merges": ["a b"]}
+    table = table | {"token_type": [3] + [1] * 257} | changes
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+    for key in ("context_length", "embedding_length", "block_count", "feed_forward_length"):
+        writer.add_uint32(f"llama.{key}", 8)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    for key, value in table.items():
+        if value is not None:
+            add = writer.add_array if isinstance(value, list) else writer.add_string
+            add(f"tokenizer.ggml.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((258, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "model.gguf"
+
+
+def test_a_tokenizer_in_a_gguf(tmp_path):
+    for pre, pattern in (("smollm", DIGITS_PATTERN), ("gpt-2", GPT2_PATTERN)):
+        tokenizer = open_source(gguf_file(tmp_path, pre=pre)).tokenizer
+        assert tokenizer.encode("<|end|>ab", allowed_special="all") == [0, 257]
+        assert tokenizer.pattern == pattern
+    assert open_source(gguf_file(tmp_path, tokens=None)).tokenizer is None
+    for other in ({"model": "llama"}, {"pre": "qwen2"}, {"pre": None}, {"pre": ["smollm"]}):
+        with pytest.warns(UserWarning, match="tokenizer is not of a kind known here"):
+            assert open_source(gguf_file(tmp_path, **other)).tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tokens": TOKENS[:-1]}, "incomplete"),
+        ({"tokens": list(range(258))}, "incomplete"),
+        ({"merges": None}, "incomplete"),
+        ({"merges": "a b"}, "incomplete"),
+        ({"token_type": None}, "incomplete"),
+        ({"token_type": [1]}, "incomplete"),
+        ({"merges": ["ab"]}, "'ab' is not two tokens"),
+        ({"merges": ["b a"]}, "merge 0"),
+        ({"tokens": [*TOKENS[:-1], "日"]}, "'日'"),
+        ({"tokens": [*TOKENS[:-1], "a"]}, "merge 0"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_a_damaged_tokenizer_in_a_gguf_is_refused(tmp_path, changes, reason):
+    assert_refused(gguf_file(tmp_path, **changes), reason)
 
 
 def tokenizer_json(folder, steps, **changes) -> None:
