@@ -479,8 +479,9 @@ def test_loading_takes_little_more_than_the_model(which, full_size):
         """
 tiny = Path(sys.argv[2]) / "tiny.safetensors"
 save_checkpoint(GPT(GPTConfig(9, 8, d_model=8, n_layers=1, n_heads=2)), tiny)
+modules = set(sys.modules)
 load_pretrained(tiny)
-before, modules = peak(), set(sys.modules)
+before = peak()
 model, _ = load_pretrained(sys.argv[1])
 size = sum(p.nbytes for p in model.parameters())
 print((peak() - before) / size, len(set(sys.modules) - modules))
