@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.assets import fetch
@@ -37,6 +37,7 @@ def test_merge_goes_from_left_to_right():
     assert merge((b"a",), (b"a", b"b")) == (b"a",)
 
 
+@settings(deadline=None)
 @given(st.one_of(few_letters, any_letters), st.integers(0, 40))
 @example({"aaaa": 1, "aaaaa": 2, "aaa": 1}, 40)
 def test_the_same_merges_as_the_naive_loop(word_counts, n_merges):
@@ -65,6 +66,7 @@ def test_a_word_of_a_hundred_thousand_letters_takes_no_quadratic_time():
     assert learned[:2] == [(b"a", b"a"), (b"a", b"b")]
 
 
+@settings(deadline=None)
 @given(few_letters, st.integers(0, 60))
 def test_no_token_is_made_twice(word_counts, n_merges):
     merges = learn_merges(word_counts, n_merges)

@@ -2,7 +2,7 @@
 
 import pytest
 import regex
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
@@ -42,11 +42,13 @@ def test_words_of_a_sentence():
     assert cut(DIGITS_PATTERN, text)[-5:] == [" ", "4", "2", "!", "\n"]
 
 
+@settings(deadline=None)
 @given(texts)
 def test_gpt2_pattern_cuts_as_published(text):
     assert cut(GPT2_PATTERN, text) == regex.findall(PUBLISHED, text)
 
 
+@settings(deadline=None)
 @given(texts)
 @example("a  1")  # both spaces stay together: a digit takes none of them
 @example("it's  ½ \n٣, 'll12")
@@ -57,6 +59,7 @@ def test_digits_pattern_cuts_as_hugging_face_does(text):
 
 
 @pytest.mark.parametrize("pattern", [GPT2_PATTERN, DIGITS_PATTERN])
+@settings(deadline=None)
 @given(text=texts, size=st.integers(0, 10))
 def test_slices_change_nothing(pattern, text, size):
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.assets import ASSETS, fetch
@@ -77,6 +77,7 @@ def test_a_word_tokenizer_needs_words(text):
 # --------------------------------------------------------------------- training and round trips
 
 
+@settings(deadline=None)
 @given(any_text)
 def test_every_text_comes_back(trained, gpt2, text):
     for tokenizer in (trained, gpt2):
@@ -93,6 +94,7 @@ def test_ids_are_bytes_then_merges_then_special_tokens(trained):
     assert trained.vocab[498] == b"<|end|>"
 
 
+@settings(deadline=None)
 @given(few_letters.filter(bool), few_letters)
 def test_encoding_replays_the_merges_in_order(corpus, text):
     tokenizer = BPETokenizer.train(corpus, 300)
@@ -291,6 +293,7 @@ def test_ten_thousand_random_texts_get_the_ids_of_tiktoken(gpt2, tiktoken_gpt2):
         assert gpt2.encode(text) == tiktoken_gpt2.encode_ordinary(text), ascii(text)
 
 
+@settings(deadline=None)
 @given(st.one_of(any_text, with_surrogates))
 def test_any_text_gets_the_ids_of_tiktoken(gpt2, tiktoken_gpt2, text):
     assert gpt2.encode(text) == tiktoken_gpt2.encode_ordinary(text)
@@ -298,6 +301,7 @@ def test_any_text_gets_the_ids_of_tiktoken(gpt2, tiktoken_gpt2, text):
     assert gpt2.encode(text, "all") == tiktoken_gpt2.encode(text, allowed_special="all")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50256), max_size=20))
 def test_any_ids_decode_as_in_tiktoken(gpt2, tiktoken_gpt2, ids):
     text = gpt2.decode(ids)

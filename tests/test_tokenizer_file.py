@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.tokenizer import BPETokenizer
@@ -17,6 +17,7 @@ def saved(tmp_path):
     return tokenizer, tmp_path / "rose.json"
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_bytes_show_as_printable_characters_and_come_back(token):
     text = to_printable(token)
