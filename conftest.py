@@ -2,6 +2,12 @@
 
 import os
 
+from hypothesis import settings
+
+# No example has a deadline: these machines, a learner's and CI's, may be busy with something else.
+settings.register_profile("course", deadline=None)
+settings.load_profile("course")
+
 # One thread per process under pytest -n: two OpenMP threads that must share a core with another
 # process are many times slower than one.
 if "PYTEST_XDIST_WORKER" in os.environ:
