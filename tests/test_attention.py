@@ -151,6 +151,14 @@ def test_cross_attention_takes_keys_and_values_from_memory():
     assert not torch.allclose(layer(x, memory=memory + 1), before)
 
 
+def test_rotation_turns_queries_and_keys_and_leaves_values_alone():
+    layer, x = MultiHeadAttention(8, 2), randn(1, 5, 8)
+    assert_close(layer(x, rotate=lambda heads: -heads), layer(x))  # the two signs cancel
+    uniform = layer(x, rotate=lambda heads: 0 * heads)  # all scores are 0
+    averages = layer.value(x).cumsum(1) / torch.arange(1, 6)[:, None]  # (1, 5, 8)
+    assert_close(uniform, layer.output(averages))
+
+
 def test_dropout_acts_in_training_only():
     layer, x = MultiHeadAttention(8, 2, dropout=0.5), randn(1, 6, 8)
     assert not torch.equal(layer(x), layer(x))

@@ -82,6 +82,13 @@ def test_the_decoder_sees_no_future_and_all_of_the_source(model):
     assert ((model(source, target) - before).abs().amax(-1) > 0).all()
 
 
+def test_the_order_of_the_source_matters(model):
+    source, target, order = digits(1, 6), digits(1, 8, seed=1), torch.tensor([5, 0, 3, 1, 4, 2])
+    assert (model(source[:, order], target) - model(source, target)).abs().max() > 1e-3
+    memory = model.encode(source)  # (1, 6, 32)
+    assert (model.encode(source[:, order]) - memory[:, order]).abs().max() > 1e-3
+
+
 def test_every_parameter_gets_a_gradient(model):
     model(digits(2, 6), digits(2, 8)).square().mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())

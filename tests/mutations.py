@@ -1,0 +1,246 @@
+"""Do the tests notice when the model is broken? This script breaks it, one piece at a time.
+
+    uv run python tests/mutations.py            # all, about five minutes on 2 cores
+    uv run python tests/mutations.py rotary     # those whose name contains a word
+
+Each mutation replaces one piece of text in a temporary copy of `common` and runs the tests of that
+room. A line per mutation says which test went red first. Exit status 1 if one stayed green
+(survived): then the tests are too weak, or the piece isn't needed.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# room: {name: (what stands there, what to put in its place)}
+MUTATIONS = {
+    "layers": {
+        "layer norm: the mean stays": ("weight * (x - mean) /", "weight * x /"),
+        "layer norm: bias dropped in the kernel": (
+            "self.weight, self.bias, self.eps",
+            "self.weight, None, self.eps",
+        ),
+        "rms norm: eps dropped": (
+            "self.weight.shape, self.weight, self.eps)",
+            "self.weight.shape, self.weight)",
+        ),
+        "gelu: the exact one": ('approximate="tanh"', 'approximate="none"'),
+        "swiglu: gate and value swapped": (
+            "F.silu(self.gate(x)) * self.up(x)",
+            "F.silu(self.up(x)) * self.gate(x)",
+        ),
+        "rotary: first sign": ("first * cos - second * sin", "first * cos + second * sin"),
+        "rotary: second sign": ("second * cos + first * sin", "second * cos - first * sin"),
+        "rotary: theta forgotten": ("self.head_dim, self.theta)", "self.head_dim)"),
+        "rotary: all pairs equally fast": ("/ theta**exponents", "/ theta ** (0 * exponents)"),
+        "positions: not added": ("return x + self.weight[positions]", "return x"),
+    },
+    "attention": {
+        "causal mask: dropped": ("visible.tril(n_keys - n_queries)", "visible"),
+        "causal mask: one token too far": (
+            "visible.tril(n_keys - n_queries)",
+            "visible.tril(n_keys - n_queries + 1)",
+        ),
+        "causal mask: dropped in the kernel": ("is_causal=causal and T == S", "is_causal=False"),
+        "causal mask: dropped behind a cache": ("if causal and 1 < T < S:", "if False:"),
+        "scale: dropped": (" / q.shape[-1] ** 0.5", ""),
+        "scale: D instead of its root": ("q.shape[-1] ** 0.5", "q.shape[-1]"),
+        "mask: inverted": ("masked_fill(~mask", "masked_fill(mask"),
+        "softmax: over the queries": ("return scores.softmax(-1)", "return scores.softmax(-2)"),
+        "groups: heads in the wrong order": (
+            "k = k.repeat_interleave(groups, dim=1)",
+            "k = k.repeat(1, groups, 1, 1)",
+        ),
+        "heads: not brought back": ("y.transpose(1, 2).flatten(2)", "y.reshape(x.shape)"),
+        "rotation: keys left out": (
+            "k = rotate(self.key(source).unflatten(-1, split))",
+            "k = self.key(source).unflatten(-1, split)",
+        ),
+        "cross-attention: values of x": ("v = self.value(source)", "v = self.value(x)"),
+        "dropout: in evaluation, too": ("self.dropout if self.training else 0.0", "self.dropout"),
+        "cache: written at the start": (
+            "self.values[:, :, self.length : end] = v",
+            "self.values[:, :, : k.shape[2]] = v",
+        ),
+        "padding: visible": ("visible & (real | itself)", "visible.expand(len(real), 1, -1, -1)"),
+        "padding: blind fill tokens": ("(real | itself)", "real"),
+        "padding: counted as positions": (
+            "(positions - self.padding[:, None]).clamp(min=0)",
+            "positions.expand(len(self.padding), -1)",
+        ),
+    },
+    "transformer": {
+        "decoder: sees the future": (
+            "self.attention.causal = True",
+            "self.attention.causal = False",
+        ),
+        "decoder: doesn't look at the source": (
+            "x, memory=memory",
+            "x, memory=x",
+        ),
+        "residual: dropped": (
+            "self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))",
+            "self.feed_forward_norm(self.dropout(self.feed_forward(x)))",
+        ),
+        "positions: sine and cosine swapped": (
+            "(angles.sin(), angles.cos())",
+            "(angles.cos(), angles.sin())",
+        ),
+        "positions: dropped": ("* C**0.5 + positions", "* C**0.5"),
+    },
+    "gpt": {
+        "residual: dropped around attention": (
+            "x = x + self.dropout(attended)",
+            "x = self.dropout(attended)",
+        ),
+        "residual: dropped around the MLP": (
+            "return x + self.dropout(self.mlp(",
+            "return self.dropout(self.mlp(",
+        ),
+        "norm: dropped before attention": (
+            "self.attention(self.attention_norm(x), ",
+            "self.attention(x, ",
+        ),
+        "norm: dropped before the MLP": ("self.mlp(self.mlp_norm(x))", "self.mlp(x)"),
+        "norm: dropped before the head": ("return self.final_norm(x)", "return x"),
+        "norm: eps forgotten": (
+            "self.attention_norm = NORMS[config.norm](C, config.norm_eps)",
+            "self.attention_norm = NORMS[config.norm](C, 0.1)",
+        ),
+        "positions: from 0 behind a cache": ("cache.positions(T) if cache else ", ""),
+        "padding: mask not passed on": ("mask = cache.mask(T)", "mask = None"),
+        "groups: none": (
+            "C, config.n_heads, config.n_kv_heads,",
+            "C, config.n_heads, config.n_heads,",
+        ),
+        "start: ten times too wide": ("std=0.02 * scale", "std=0.2 * scale"),
+        "start: residual projections as wide as the rest": (
+            "-0.5 if added else 1.0",
+            "-0.0 if added else 1.0",
+        ),
+        "start: biases left alone": ("parameter.zero_()", "pass"),
+        "head: listed twice": (
+            "self.shared = (embedding,)",
+            "self.shared = nn.ModuleList([embedding])",
+        ),
+        "accounting: attention's FLOPs": (
+            "4 * config.n_layers * n_tokens",
+            "2 * config.n_layers * n_tokens",
+        ),
+        "accounting: grouped keys": (
+            "2 * config.n_layers * config.n_kv_heads",
+            "2 * config.n_layers * config.n_heads",
+        ),
+    },
+    "generation": {
+        "logits: of the first position": (
+            "model.hidden(unread, cache)[:, -1]",
+            "model.hidden(unread, cache)[:, 0]",
+        ),
+        "cache: not started anew when full": (
+            "cache.length in (0, cache.capacity)",
+            "cache.length == 0",
+        ),
+        "cache: never used": ("if not use_cache or", "if True or"),
+        "padding: forgotten": ("(padding - ids.shape[1] + unread.shape[1]).clamp(min=0)", "None"),
+        "padding: not shrinking with the window": (
+            "padding - ids.shape[1] + unread.shape[1]",
+            "padding",
+        ),
+        "end: the row goes on": ("token.masked_fill(finished, eos_id)", "token"),
+        "end: never stops": ("if finished.all():", "if False:"),
+        "temperature: upside down": (
+            "logits.float() / temperature",
+            "logits.float() * temperature",
+        ),
+        "top-k: one too many": ("logits.topk(min(k,", "logits.topk(min(k + 1,"),
+        "top-p: one too few": ("cumsum(-1) - probabilities", "cumsum(-1)"),
+        "top-p: in sorted order": (".scatter(-1, order, largest_first)", ".copy_(largest_first)"),
+        "dropout: while generating": ("    model.eval()\n", ""),
+        "dropout: gone afterwards": ("model.train(training)", "pass"),
+    },
+    "objectives": {
+        "loss: targets of -100 count": ("* real).sum()", ").sum()"),
+        "gradient: nothing taken off at the target": ("-(real / count)", "0 * (real / count)"),
+        "gradient: not averaged": ("real / (total * count)", "real / total"),
+        "stability: the largest logit stays": ("logits -= logits.amax(-1, keepdim=True)", "pass"),
+    },
+    "dataloader": {
+        "targets: not shifted": (
+            "return window[:-1], window[1:]",
+            "return window[:-1], window[:-1]",
+        ),
+        "targets: not shifted in shards": ("batch[:, 1:].astype", "batch[:, :-1].astype"),
+    },
+}
+
+
+class FirstRed:
+    """A pytest plugin that remembers the first test that failed."""
+
+    name = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.name is None:
+            self.name = report.nodeid.partition("::")[2]
+
+
+def run(room: str, name: str) -> tuple[str, bool]:
+    """Tries one mutation; returns the line to print, and whether a test noticed."""
+    old, new = MUTATIONS[room][name]
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("common", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__", "benchmarks")
+            shutil.copytree(ROOT / part, Path(folder, part), ignore=ignored)
+        source = Path(folder, "common", f"{room}.py")
+        text = source.read_text(encoding="utf8")
+        if old not in text:
+            return f"STALE     {room}: {name}: there is no '{old}' any more", False
+        source.write_text(text.replace(old, new), encoding="utf8")
+        red = pytest_in(folder, f"tests/test_{room}.py")
+    return (f"red       {room}: {name}: {red}" if red else f"SURVIVED  {room}: {name}"), bool(red)
+
+
+def pytest_in(folder: str, test_file: str) -> str | None:
+    """The first test of the copy in `folder` that fails. In this process: torch is loaded once."""
+    for module in list(sys.modules):
+        if module.split(".")[0] == "common" or module.startswith("test_"):
+            del sys.modules[module]
+    first_red, working_directory = FirstRed(), os.getcwd()
+    sys.path.insert(0, folder)
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            arguments = ["-x", "-p", "no:cacheprovider", "-p", "no:nbval", "-c", os.devnull]
+            pytest.main([*arguments, f"--rootdir={folder}", test_file], plugins=[first_red])
+    finally:
+        os.chdir(working_directory)
+        sys.path.remove(folder)
+    return first_red.name
+
+
+def main() -> int:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    jobs = [(room, name) for room in MUTATIONS for name in MUTATIONS[room]]
+    jobs = [job for job in jobs if wanted in ": ".join(job)]
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes that are started now
+    noticed = 0
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for line, red in pool.map(run, *zip(*jobs, strict=True)):
+            print(line, flush=True)
+            noticed += red
+    print(f"{noticed} of {len(jobs)} mutations turned a test red")
+    return int(noticed < len(jobs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
