@@ -105,12 +105,13 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float = 10_000.0) -> 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns each pair (x[i], x[i + D/2]) of a head's vector by its angle.
 
-    x (B, T, H, D); cos, sin (T, 1, D/2), or (B, T, 1, D/2) -> (B, T, H, D). The dot product of two
+    x (B, T, H, D); cos, sin (..., T, 1, D) -> (B, T, H, D). For each pair (a, b), `sin` holds -sin
+    at a and sin at b: the turned pair is (a cos - b sin, b cos + a sin). The dot product of two
     turned vectors depends on their positions only by the difference. RoFormer, Su et al. 2021,
     arXiv:2104.09864; the pairs lie half a vector apart, as in Llama.
     """
-    first, second = x.chunk(2, dim=-1)  # (B, T, H, D) -> 2 x (B, T, H, D/2)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    other_of_pair = x.roll(x.shape[-1] // 2, dims=-1)  # (B, T, H, D), the halves swapped
+    return x * cos + other_of_pair * sin
 
 
 class NoPositions(nn.Module):
@@ -150,4 +151,5 @@ class RotaryPositions(NoPositions):
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         angles = rotary_angles(positions, self.head_dim, self.theta)  # (T, D/2) or (B, T, D/2)
         angles = angles[..., None, :]  # (..., T, 1, D/2): the same for all heads
-        return partial(rotate, cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return partial(rotate, cos=torch.cat((cos, cos), -1), sin=torch.cat((-sin, sin), -1))

@@ -134,7 +134,7 @@ def test_rotation_keeps_lengths_and_dtype():
 
 def test_rotating_by_nothing_changes_nothing():
     x = torch.randn(1, 3, 2, 8)
-    assert_close(rotate(x, torch.ones(3, 1, 4), torch.zeros(3, 1, 4)), x)
+    assert_close(rotate(x, torch.ones(3, 1, 8), torch.zeros(3, 1, 8)), x)
 
 
 def test_learned_positions_add_the_row_of_each_position(x):
