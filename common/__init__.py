@@ -26,6 +26,7 @@ rooms above it, never from those below.
     families        how the files of GPT-2 and of Llama name and shape what GPT has
     sources         what a file or folder of weights holds: recognised, checked
     weights         pretrained weights in, checkpoints out
+    objectives      what is predicted, and with which loss; never all logits at once
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
     doctor          can this machine run the course, and if not, what to do
