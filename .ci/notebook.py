@@ -53,7 +53,8 @@ def merge_streams(outputs: list) -> list:
         if output.output_type == "stream" and output.name == "stderr":
             lines = output.text.split("\n")
             output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in lines)
-    return merged
+    blank = lambda output: output.get("name") == "stderr" and not output.text.strip()
+    return [output for output in merged if not blank(output)]  # a bar that has left
 
 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:
