@@ -17,6 +17,7 @@ from torch import Tensor
 from common.gpt import GPTConfig
 
 ABSURD = 1 << 27  # no vocabulary, context or width comes near it
+CONTIGUOUS = torch.contiguous_format
 QKV = ("query", "key", "value")
 
 
@@ -46,17 +47,21 @@ class Layout:
             shape = (3 * shape[0], *shape[1:])
         return shape[::-1] if self._is_transposed(name) else shape
 
-    def convert(self, name: str, stored: Tensor, head_dim: int) -> Tensor:
-        """From what the file stores to our parameter, contiguous float32."""
+    def convert(self, name: str, stored: Tensor, head_dim: int, copy: bool = False) -> Tensor:
+        """From what the file stores to our parameter, contiguous float32.
+
+        copy: even where nothing needs to change, so that the result has memory of its own.
+        """
+        part = self._part(name)
         if self._is_transposed(name):
             stored = stored.T
-        if (part := self._part(name)) is not None:
-            # (3 C, ...) -> (C, ...); a copy, as three views of one memory can't be saved apart
-            stored = stored.chunk(3)[part].clone(memory_format=torch.contiguous_format)
+        if part is not None:
+            stored = stored.chunk(3)[part]  # (3 C, ...) -> (C, ...)
         if self.interleaved and re.search(r"\.(query|key)\.", name):
             pairs = stored.unflatten(0, (-1, head_dim // 2, 2))  # (n D, ...) -> (n, D/2, 2, ...)
             stored = pairs.transpose(1, 2).flatten(0, 2)  # -> (n, 2, D/2, ...) -> (n D, ...)
-        return stored.float().contiguous()
+        copy = copy or part is not None  # three views of one memory could not be saved apart
+        return stored.to(torch.float32, copy=copy, memory_format=CONTIGUOUS).contiguous()
 
     def _is_transposed(self, name: str) -> bool:
         return self.transposed and re.search(r"(attention|mlp)\.\w+\.weight$", name) is not None

@@ -14,7 +14,9 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,7 +52,8 @@ class Source:
     config: GPTConfig
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
-    tokenizer: BPETokenizer | None
+    tokenizer: BPETokenizer | None = None
+    is_view: bool = False  # what is read is the file's memory, not a copy of it
 
 
 def open_source(path: Path, config: GPTConfig | None = None) -> Source:
@@ -139,38 +142,67 @@ def _unknown_tokenizer(path: Path) -> None:
 # ------------------------------------------------------------------------------------- safetensors
 
 
-def _open_safetensors(path: Path, files: list[Path], config: GPTConfig | None) -> Source:
-    """`path` is what the user asked for: the file, or the folder of the files."""
-    # "pread" reads a tensor into memory of its own. A map of the file would count as memory too.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Place(NamedTuple):
+    """Where a tensor stands in a safetensors file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # bytes from the start of the file
+    n_bytes: int
+
+    def read(self) -> Tensor:
+        """A view of the file: one map for each tensor, so that its pages go when it does."""
+        raw = np.memmap(self.file, np.uint8, "c", self.start, shape=(self.n_bytes,))
+        aligned = raw if self.start % 8 == 0 else raw.copy()
+        return torch.from_numpy(aligned).view(DTYPES[self.dtype]).view(self.shape)
+
+
+def _directory(file: Path) -> tuple[dict[str, str], dict[str, Place]]:
+    """The metadata and the tensors of one file, once the safetensors library has checked it."""
     try:
-        opened = [safe_open(file, "pt", backend="pread") for file in files]
+        with safe_open(file, "numpy") as checked:
+            metadata = checked.metadata() or {}
     except SafetensorError as why:
         raise ValueError(f"it is no sound safetensors file ({why})") from None
-    owners = [(name, file) for file in opened for name in file.keys()]  # noqa: SIM118
-    metadata = next((file.metadata() for file in opened), None) or {}
-    layout = _recognise(path, {name for name, _ in owners}, metadata)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        table = json.loads(stream.read(length))
+    table.pop("__metadata__", None)
+    places = {}
+    for name, entry in table.items():
+        start, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        places[name] = Place(file, entry["dtype"], shape, 8 + length + start, end - start)
+    return metadata, places
+
+
+def _open_safetensors(path: Path, files: list[Path], config: GPTConfig | None) -> Source:
+    """`path` is what the user asked for: the file, or the folder of the files."""
+    directories = [_directory(file) for file in files]
+    metadata = next((metadata for metadata, _ in directories), {})
+    layout = _recognise(path, {name for _, places in directories for name in places}, metadata)
     stored = {}
-    for name, file in owners:
+    for name, place in chain.from_iterable(places.items() for _, places in directories):
         short = name.removeprefix(layout.prefix)
         if re.fullmatch(layout.ignored, short):
             continue
         if short in stored:
             raise ValueError(f"it has '{short}' twice")
-        tensor = file.get_slice(name)
-        if tensor.get_dtype() not in ("F32", "F16", "BF16"):
-            raise ValueError(f"its '{name}' is stored as {tensor.get_dtype()}, not as a float")
-        stored[short] = (name, file, tuple(tensor.get_shape()))
-    shapes = {short: shape for short, (_, _, shape) in stored.items()}
-
-    def read(short: str) -> Tensor:
-        name, file, _ = stored[short]
-        return file.get_tensor(name)
-
+        if place.dtype not in DTYPES:
+            raise ValueError(f"its '{name}' is stored as {place.dtype}, not as a float")
+        stored[short] = place
+    shapes = {short: place.shape for short, place in stored.items()}
+    read = lambda short: stored[short].read()
     folder = path if path.is_dir() else path.parent
     if layout is OURS:
-        return Source(layout, _own_config(metadata[CONFIG_KEY]), shapes, read, None)
+        return Source(layout, _own_config(metadata[CONFIG_KEY]), shapes, read, is_view=True)
     config = config or _find_config(path, folder, layout, shapes)
-    return Source(layout, config, shapes, read, _find_tokenizer(folder, layout, config.vocab_size))
+    tokenizer = _find_tokenizer(folder, layout, config.vocab_size)
+    return Source(layout, config, shapes, read, tokenizer, is_view=True)
 
 
 def _recognise(path: Path, names: set[str], metadata: Mapping) -> Layout:

@@ -94,11 +94,14 @@ def _fill(source: Source) -> GPT:
         if shapes[stored[name]] != expected:
             found = shapes[stored[name]]
             raise ValueError(f"its tensor '{stored[name]}' is {found}, the model needs {expected}")
-    # Query, key and value may lie in one tensor: the latest two (weight and bias) stay at hand.
-    read = lru_cache(maxsize=2)(source.read)
     if config.tie_embeddings:
         _check_tied_head(source)
-    weights = {name: layout.convert(name, read(stored[name]), config.head_dim) for name in blank}
+    read = lru_cache(maxsize=1)(source.read)  # query, key and value may lie in one tensor
+    weights = {}
+    # The largest first: what is read of the file comes on top of the weights already there.
+    for name in sorted(blank, key=lambda name: -blank[name].numel()):
+        tensor = read(stored[name])
+        weights[name] = layout.convert(name, tensor, config.head_dim, copy=source.is_view)
     model.load_state_dict(weights, assign=True)
     return model
 

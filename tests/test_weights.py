@@ -310,6 +310,33 @@ def test_what_was_loaded_can_be_saved_and_loaded(tmp_path):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_model_owns_its_memory(make, tmp_path):
+    """Whoever writes into the file afterwards does not write into the model."""
+    make().save_pretrained(tmp_path)
+    model, _ = load_pretrained(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with (tmp_path / "model.safetensors").open("r+b") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        stream.write(bytes(size))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_tensors_at_odd_places_of_a_file(tmp_path):
+    """The library pads a file's header to 8 bytes; the format does not ask for it."""
+    theirs = llama()
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip() + b" " * 3
+    header += b" " * (len(header) % 2 == 0)  # an odd length
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+    assert_same_logits(load_pretrained(tmp_path)[0], theirs)
+
+
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "mine.safetensors"
     save_checkpoint(GPT(OWN), path)
