@@ -155,3 +155,17 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     likelier = probabilities.cumsum(-1) - probabilities  # (B, V), of all that come before
     largest_first = largest_first.masked_fill(likelier >= p, float("-inf"))
     return torch.empty_like(logits).scatter(-1, order, largest_first)  # back to the old order
+
+
+@torch.no_grad()
+def lay_out_for_decoding(model: GPT) -> GPT:
+    """Stores matrices column by column, in place: the same numbers, read faster in fp32 on CPUs.
+
+    One token is one vector, and a matrix-vector product takes as long as reading the matrix. By
+    rows, as PyTorch stores a `Linear`, CPU libraries read it with one core; by columns, with all.
+    For bf16 there is nothing to gain. Training, saving and loading go on as before.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data = parameter.data.mT.contiguous().mT
+    return model
