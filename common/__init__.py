@@ -24,9 +24,25 @@ rooms above it, never from those below.
     generation      greedy, temperature, top-k, top-p; streaming; batched, cached
     gguf_file       the GGUF format: read, checked, dequantised
     families        how the files of GPT-2 and of Llama name and shape what GPT has
+    configurations  what they call its settings, inwards and outwards
+    token_formats   tokenizers as model files carry them, inwards and outwards
+    weight_files    safetensors, NumPy, PyTorch, GGUF: written one tensor at a time
     sources         what a file or folder of weights holds: recognised, checked
     weights         pretrained weights in, checkpoints out
-    objectives      what is predicted, and with which loss; never all logits at once
+    export          weights out, in five formats that other programs read
+    model_card      what a stranger must know about a model
+    hub             `course push`: a model to a model hub, after a look at what would go there
+    losses          what a prediction costs; never all logits at once
+    objectives      what is predicted: the next token, hidden ones, a rest, spans cut out
+    distributed     one run on several processes: copies, or one sharded model
+    schedule        the settings of a run, and its learning rate at every step
+    evaluation      loss, perplexity, bits per byte; looking without disturbing
+    history         what a run leaves to look at: steps, evaluations, samples
+    divergence      when to stop: a loss that is no number, or has exploded
+    checkpoint      a run on disk: stopped at any moment, it goes on exactly
+    training        the loop: any model, any loss, accumulated, clipped, watched
+    pretraining_data  texts to a held-out part, a tokenizer, token shards
+    pretrain        the command that ties them together, on one process or many
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
     doctor          can this machine run the course, and if not, what to do

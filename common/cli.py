@@ -9,6 +9,9 @@ import os
 import shutil
 import sys
 
+FORMATS = ("safetensors", "pytorch", "numpy", "transformers", "gguf")
+DTYPES = ("float32", "float16", "bfloat16")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
@@ -28,6 +31,29 @@ def build_parser() -> argparse.ArgumentParser:
     fetch.add_argument("--port", type=int, default=8000, help="of --serve (default: %(default)s)")
     fetch.add_argument("--host", default="0.0.0.0", help="of --serve (default: all interfaces)")
     fetch.set_defaults(run=run_fetch, usage_error=fetch.error)
+
+    convert = commands.add_parser("convert", help="write a model in the format of other programs")
+    convert.add_argument("source", metavar="NAME|PATH", help="a pretrained model, a file, a folder")
+    convert.add_argument("--to", required=True, choices=FORMATS, help="the format")
+    convert.add_argument("--out", required=True, metavar="DIR", help="a folder that is made for it")
+    convert.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="(default: %(default)s)"
+    )
+    convert.add_argument("--tokenizer", metavar="NAME|PATH", help="take it from another model")
+    convert.add_argument("--force", action="store_true", help="replace what was converted before")
+    convert.set_defaults(run=run_convert)
+
+    push = commands.add_parser(
+        "push", help="bring a model to a model hub; shows what, unless --yes"
+    )
+    push.add_argument("path", metavar="PATH", help="a file or folder of weights")
+    push.add_argument("--repo", required=True, metavar="OWNER/NAME", help="where it goes")
+    push.add_argument("--yes", action="store_true", help="do it, and do not only show it")
+    push.add_argument("--public", action="store_true", help="for all to see")
+    for fact in ("license", "language", "dataset", "base-model"):
+        several = {"action": "append", "default": []} if fact in ("language", "dataset") else {}
+        push.add_argument(f"--{fact}", help="for the model card", **several)
+    push.set_defaults(run=run_push)
     return parser
 
 
@@ -135,6 +161,58 @@ def fetch_all(names: list[str]) -> int:
             print(f"course: {error}", file=sys.stderr)
             failed = True
     return int(failed)
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Write a model in another format, and say what was written and how long it took."""
+    from pathlib import Path
+    from time import perf_counter
+
+    from common.download import readable
+    from common.export import ExportError, export, with_tokenizer_of
+    from common.gguf_file import WeightsFileError
+    from common.weights import open_pretrained
+
+    out, start = Path(arguments.out), perf_counter()
+    try:
+        pretrained = open_pretrained(arguments.source)
+        if arguments.tokenizer:
+            pretrained = with_tokenizer_of(pretrained, arguments.tokenizer)
+        sizes = export(pretrained, out, arguments.to, arguments.dtype, arguments.force)
+    except (ExportError, WeightsFileError, OSError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 1
+    for name, size in sizes.items():
+        print(f"{out / name}  {readable(size)}")
+    print(f"{readable(sum(sizes.values()))} in {perf_counter() - start:.1f} s")
+    return 0
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    """Show what would go to a model hub; with --yes, bring it there."""
+    from pathlib import Path
+
+    from common.gguf_file import WeightsFileError
+    from common.hub import HubError, plan_push, push
+    from common.model_card import CardFacts
+
+    facts = CardFacts(
+        arguments.license or "unknown",
+        arguments.language,
+        arguments.base_model,
+        arguments.dataset,
+    )
+    try:
+        plan = plan_push(Path(arguments.path), arguments.repo, facts, arguments.public)
+        print(plan)
+        if arguments.yes:
+            print(f"\npushed: {push(plan)}")
+        else:
+            print("\nNothing was uploaded: the same command with --yes does it.")
+    except (HubError, WeightsFileError, OSError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

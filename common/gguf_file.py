@@ -138,15 +138,15 @@ class _Cursor:
 
     def value(self, type_id: int, in_array: bool = False) -> Any:
         """A number, a string, a list of strings or an array of numbers."""
-        if type_id in _NUMBERS:
-            return self.number(_NUMBERS[type_id])
+        if type_id in NUMBERS:
+            return self.number(NUMBERS[type_id])
         if type_id == 8:
             return self.string()
         if type_id != 9 or in_array:  # lists of lists are allowed, but no model has them
             raise _Damaged(f"its metadata has a value of unknown type {type_id}")
         element, length = self.number("I"), self.number("Q")
-        if element in _NUMBERS:
-            dtype = np.dtype(f"<{_NUMBERS[element]}")
+        if element in NUMBERS:
+            dtype = np.dtype(f"<{NUMBERS[element]}")
             start = self.take(length * dtype.itemsize)
             return np.frombuffer(self.buffer[start : self.at], dtype)
         return [self.value(element, in_array=True) for _ in range(length)]
@@ -156,7 +156,8 @@ class _Damaged(Exception):
     """What is wrong, without the file's name."""
 
 
-_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+# Numbers in metadata: GGUF's id of their type -> the code of `struct` and NumPy.
+NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 
 
 @dataclass(frozen=True)

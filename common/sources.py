@@ -5,43 +5,44 @@
     source.read("blk.0.attn_q.weight")
 
 GGUF files; safetensors files and folders of GPT-2 and Llama as Hugging Face's `save_pretrained`
-writes them, whole or in parts; our own checkpoints. Pickles are refused: loading one runs whatever
-code is in it.
+writes them, whole or in parts; our own checkpoints, as safetensors or in the formats of NumPy and
+PyTorch. Other pickles are refused, and none is ever allowed to run code.
 """
 
 import json
+import pickle
 import re
-import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from common.families import (
-    GGUF_GPT2,
-    GGUF_LLAMA,
-    GPT2,
-    LLAMA,
-    OURS,
-    Layout,
-    gguf_config,
-    gpt2_config,
-    llama_config,
-)
+from common.configurations import gguf_config, gpt2_config, llama_config
+from common.families import GGUF_GPT2, GGUF_LLAMA, GPT2, LLAMA, OURS, Layout
 from common.gguf_file import GGUFFile, refuse
 from common.gpt import PRESETS, GPTConfig
-from common.pretokenizer import DIGITS_PATTERN, GPT2_PATTERN
+from common.token_formats import (
+    NO_ROLES,
+    TOKENIZER,
+    Roles,
+    read_folder,
+    read_gguf,
+    read_json,
+    warn_unknown,
+)
 from common.tokenizer import BPETokenizer
-from common.tokenizer_file import from_printable, parse_merge
+from common.weight_files import CONFIG_FILE, CONFIG_KEY, DTYPES
 
-CONFIG_KEY = "gpt_config"  # in the metadata of our own checkpoints
-JSON_LIMIT = 64 << 20  # bytes; the largest tokenizer.json in use has about 35 MB
+KINDS = (".safetensors", ".gguf", ".npz", ".pt")
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Source:
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
     tokenizer: BPETokenizer | None = None
+    roles: Roles = NO_ROLES
     is_view: bool = False  # what is read is the file's memory, not a copy of it
 
 
@@ -67,17 +69,20 @@ def open_source(path: Path, config: GPTConfig | None = None) -> Source:
         start = stream.read(4)
     if start == b"GGUF":
         return _open_gguf(path)
-    # A pickle begins with its protocol, torch.save's archive of one with the letters of a zip file.
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        pickled = "it is a pickle, and loading a pickle runs whatever code is in it"
-        refuse(path, pickled, "look for the .safetensors version of the same weights")
+    if start[:2] == b"PK":  # a zip archive: NumPy's, or PyTorch's
+        with _may_be_damaged(), zipfile.ZipFile(path) as archive:
+            is_numpy = any(name.endswith(".npy") for name in archive.namelist())
+        return (_open_npz if is_numpy else _open_torch)(path)
+    # A bare pickle begins with the version of its protocol.
+    if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        _refuse_pickle(path)
     return _open_safetensors(path, [path], config)
 
 
 def _open_folder(folder: Path, config: GPTConfig | None) -> Source:
     index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        table = _read_json(index).get("weight_map")
+        table = read_json(index).get("weight_map")
         names = sorted({str(name) for name in table.values()} if isinstance(table, dict) else ())
         for name in names:
             if not re.fullmatch(r"[\w-][\w.-]*", name) or not (folder / name).is_file():
@@ -85,22 +90,12 @@ def _open_folder(folder: Path, config: GPTConfig | None) -> Source:
         return _open_safetensors(folder, [folder / name for name in names], config)
     if whole.exists():
         return _open_safetensors(folder, [whole], config)
-    found = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+    found = [file for kind in KINDS for file in folder.glob(f"*{kind}")]
     if not found:
-        refuse(folder, "it has no .safetensors and no .gguf file", "look for weights in that form")
+        refuse(folder, f"it has no {', '.join(KINDS)} file", "look for weights in such a form")
     if len(found) > 1:
         refuse(folder, f"it has {len(found)} files of weights", "give the path of the one you mean")
     return open_source(found[0], config)
-
-
-def _read_json(path: Path) -> dict:
-    if path.stat().st_size > JSON_LIMIT:
-        refuse(path, "it is absurdly large")
-    try:
-        table = json.loads(path.read_text(encoding="utf8"))
-    except (ValueError, RecursionError):
-        table = None
-    return table if isinstance(table, dict) else refuse(path, "it is not a JSON object")
 
 
 # -------------------------------------------------------------------------------------------- GGUF
@@ -111,38 +106,79 @@ def _open_gguf(path: Path) -> Source:
     shapes = {name: entry.shape for name, entry in file.tensors.items()}
     config = gguf_config(file.metadata, shapes)
     layout = GGUF_GPT2 if file.metadata["general.architecture"] == "gpt2" else GGUF_LLAMA
-    tokenizer = _gguf_tokenizer(path, file.metadata, config.vocab_size)
-    return Source(layout, config, shapes, lambda name: torch.from_numpy(file.read(name)), tokenizer)
+    tokenizer, roles = read_gguf(path, file.metadata, config.vocab_size)
+    read = lambda name: torch.from_numpy(file.read(name))
+    return Source(layout, config, shapes, read, tokenizer, roles)
 
 
-PATTERNS = {"smollm": DIGITS_PATTERN, "gpt-2": GPT2_PATTERN, "default": GPT2_PATTERN}
+# --------------------------------------------------------------------- our own in NumPy and PyTorch
+
+DAMAGE = (ValueError, RuntimeError, LookupError, OSError, EOFError, zipfile.BadZipFile)
 
 
-def _gguf_tokenizer(path: Path, metadata: Mapping, vocab_size: int) -> BPETokenizer | None:
-    table = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-    if "tokens" not in table:
-        return None
-    pattern = PATTERNS.get(str(table.get("pre")))
-    if str(table.get("model")) != "gpt2" or pattern is None:
-        return _unknown_tokenizer(path)
-    tokens, merges, kinds = (table.get(key) for key in ("tokens", "merges", "token_type"))
-    types = [type(value) for value in (tokens, merges, kinds)]
-    if types != [list, list, np.ndarray] or not len(tokens) == len(kinds) == vocab_size:
-        raise ValueError(f"its tokenizer is incomplete, or not for the {vocab_size} tokens it has")
-    kinds = kinds.tolist()
-    special = {token: i for i, token in enumerate(tokens) if kinds[i] != 1}  # 1 is "normal"
-    vocab = {i: from_printable(token) for i, token in enumerate(tokens) if kinds[i] == 1}
-    return BPETokenizer(map(parse_merge, merges), special, vocab, pattern)
+@contextmanager
+def _may_be_damaged() -> Iterator[None]:
+    """Whatever the readers of an archive stumble over becomes a ValueError."""
+    try:
+        yield
+    except DAMAGE as why:
+        raise ValueError(f"it is a damaged archive ({why})") from None
 
 
-def _unknown_tokenizer(path: Path) -> None:
-    warnings.warn(f"{path}: its tokenizer is not of a kind known here, so it is None", stacklevel=2)
+def _open_npz(path: Path) -> Source:
+    with _may_be_damaged(), zipfile.ZipFile(path) as archive:
+        text = archive.read(CONFIG_FILE).decode("utf8")
+        arrays = [member for member in archive.infolist() if member.filename != CONFIG_FILE]
+        headers = {m.filename.removesuffix(".npy"): _array_header(archive, m) for m in arrays}
+    shapes = {name: shape for name, (shape, _) in headers.items()}
+    for name, (_, dtype) in headers.items():
+        if dtype not in (np.float32, np.float16):
+            raise ValueError(f"its '{name}' is stored as {dtype}, not as float32 or float16")
+
+    def read(name: str) -> Tensor:
+        with _may_be_damaged(), np.load(path, allow_pickle=False) as archive:
+            return torch.from_numpy(np.ascontiguousarray(archive[name]))
+
+    return _own_source(path, _own_config(text), shapes, read)
+
+
+def _array_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple, np.dtype]:
+    """Shape and dtype of an array that is as large as they say; it is not read."""
+    with archive.open(member) as stream:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        rest = member.file_size - stream.tell()
+    if member.compress_type != zipfile.ZIP_STORED or rest != dtype.itemsize * prod(shape):
+        raise ValueError(f"'{member.filename}' is not an array as numpy.savez writes it")
+    return shape, dtype
+
+
+def _open_torch(path: Path) -> Source:
+    """`weights_only` builds tensors and plain values, and calls nothing that a file names."""
+    try:
+        with _may_be_damaged():
+            table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        config, weights = table[CONFIG_KEY], table["state_dict"]
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    except (pickle.UnpicklingError, SafetensorError, LookupError, TypeError, AttributeError):
+        _refuse_pickle(path)
+    for name, tensor in weights.items():
+        if tensor.dtype not in DTYPES.values() or tensor.layout != torch.strided:
+            raise ValueError(f"its '{name}' is stored as {tensor.dtype}, not as a plain float")
+    read = lambda name: weights[name].detach()
+    return _own_source(path, _make_config(config), shapes, read, is_view=True)
+
+
+def _own_source(path: Path, config: GPTConfig, shapes: Mapping, read: Callable, **more) -> Source:
+    return Source(OURS, config, shapes, read, *_find_tokenizer(path.parent, OURS, config), **more)
+
+
+def _refuse_pickle(path: Path) -> NoReturn:
+    pickled = "it is a pickle, and loading a pickle runs whatever code is in it"
+    refuse(path, pickled, "look for the .safetensors version of the same weights")
 
 
 # ------------------------------------------------------------------------------------- safetensors
-
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Place(NamedTuple):
@@ -199,10 +235,11 @@ def _open_safetensors(path: Path, files: list[Path], config: GPTConfig | None) -
     read = lambda short: stored[short].read()
     folder = path if path.is_dir() else path.parent
     if layout is OURS:
-        return Source(layout, _own_config(metadata[CONFIG_KEY]), shapes, read, is_view=True)
-    config = config or _find_config(path, folder, layout, shapes)
-    tokenizer = _find_tokenizer(folder, layout, config.vocab_size)
-    return Source(layout, config, shapes, read, tokenizer, is_view=True)
+        config = _own_config(metadata[CONFIG_KEY])
+    else:
+        config = config or _find_config(path, folder, layout, shapes)
+    found = _find_tokenizer(folder, layout, config)
+    return Source(layout, config, shapes, read, *found, is_view=True)
 
 
 def _recognise(path: Path, names: set[str], metadata: Mapping) -> Layout:
@@ -217,8 +254,16 @@ def _recognise(path: Path, names: set[str], metadata: Mapping) -> Layout:
 
 def _own_config(text: str) -> GPTConfig:
     try:
-        return GPTConfig(**json.loads(text))
-    except (ValueError, TypeError, RecursionError) as why:
+        table = json.loads(text)
+    except (ValueError, RecursionError) as why:
+        raise ValueError(f"its configuration can't be understood ({why})") from None
+    return _make_config(table)
+
+
+def _make_config(table: dict) -> GPTConfig:
+    try:
+        return GPTConfig(**table)
+    except (ValueError, TypeError) as why:
         raise ValueError(f"its configuration can't be understood ({why})") from None
 
 
@@ -226,7 +271,7 @@ def _find_config(path: Path, folder: Path, layout: Layout, shapes: Mapping) -> G
     """From config.json beside the weights; else, a GPT-2 of OpenAI's is known by its size."""
     beside = folder / "config.json"
     if beside.exists():
-        return (gpt2_config if layout is GPT2 else llama_config)(_read_json(beside))
+        return (gpt2_config if layout is GPT2 else llama_config)(read_json(beside))
     n_layers = sum(name.endswith("ln_1.weight") for name in shapes)
     for known in PRESETS.values():  # the number of heads can't be seen from shapes
         if (known.vocab_size, known.d_model) == shapes.get("wte.weight") and (
@@ -237,31 +282,15 @@ def _find_config(path: Path, folder: Path, layout: Layout, shapes: Mapping) -> G
     refuse(path, "it does not say how the model is configured", how)
 
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-DIGITS = {"type": "Digits", "individual_digits": True}
-
-
-def _find_tokenizer(folder: Path, layout: Layout, vocab_size: int) -> BPETokenizer | None:
-    """From tokenizer.json in Hugging Face's format; GPT-2's own where a GPT-2 comes without."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        is_gpt2 = layout is GPT2 and vocab_size == PRESETS["gpt2-124m"].vocab_size
-        return BPETokenizer.gpt2() if is_gpt2 else None
-    table = _read_json(path)
-    try:
-        return _parse_tokenizer(path, **table)
-    except (ValueError, TypeError, LookupError, AttributeError) as why:
-        refuse(path, f"it is damaged ({why})")
-
-
-def _parse_tokenizer(
-    path: Path, model, pre_tokenizer=None, added_tokens=(), normalizer=None, **_
-) -> BPETokenizer | None:
-    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
-    steps = [{key: step[key] for key in step if key != "trim_offsets"} for step in steps if step]
-    if steps not in ([BYTE_LEVEL], [DIGITS, BYTE_LEVEL]) or model["type"] != "BPE" or normalizer:
-        return _unknown_tokenizer(path)
-    special = {token["content"]: token["id"] for token in added_tokens}
-    vocab = {i: from_printable(t) for t, i in model["vocab"].items() if t not in special}
-    merges = [parse_merge(m if isinstance(m, str) else " ".join(m)) for m in model["merges"]]
-    return BPETokenizer(merges, special, vocab, DIGITS_PATTERN if DIGITS in steps else GPT2_PATTERN)
+def _find_tokenizer(folder: Path, layout: Layout, config: GPTConfig) -> tuple:
+    """The tokenizer beside the weights, and its roles; GPT-2's own where a GPT-2 comes without."""
+    tokenizer, roles = read_folder(folder)
+    is_gpt2 = layout is GPT2 and config.vocab_size == PRESETS["gpt2-124m"].vocab_size
+    if is_gpt2 and not (folder / TOKENIZER).exists():
+        tokenizer = BPETokenizer.gpt2()
+        roles = Roles.usual(tokenizer)
+    if tokenizer and tokenizer.vocab_size > config.vocab_size:
+        why = f"has {tokenizer.vocab_size:,} tokens, and the model {config.vocab_size:,}"
+        warn_unknown(folder, why)
+        return None, NO_ROLES
+    return tokenizer, roles

@@ -2,6 +2,7 @@
 
     model, tokenizer = load_pretrained("smollm2-135m")  # carried by a package: no network
     model, tokenizer = load_pretrained("path/to/a/folder/or/file")
+    opened = open_pretrained("smollm2-135m")  # the same, checked, and not read yet
     save_checkpoint(model, "mine.safetensors")
 
 Strict: every tensor of the file is used, every parameter of the model filled, every shape as it
@@ -12,21 +13,29 @@ overwritten, and the weights never exist twice.
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from common.assets import ASSETS, fetch
-from common.families import ABSURD
+from common.configurations import ABSURD
 from common.gguf_file import WeightsFileError, refuse
 from common.gpt import GPT, PRESETS, GPTConfig
-from common.sources import CONFIG_KEY, Source, open_source
+from common.sources import Source, open_source
+from common.token_formats import NO_ROLES, Roles
 from common.tokenizer import BPETokenizer
+from common.weight_files import CONFIG_KEY
+
+HISTORY = "history.csv"  # what `common.pretrain` leaves beside its weights
 
 
 def load_pretrained(
@@ -35,12 +44,48 @@ def load_pretrained(
     """A model with trained weights, float32, on the CPU, in evaluation mode; and its tokenizer.
 
     source: "smollm2-135m", "gpt2-124m", "gpt2-355m", "gpt2-774m" or "gpt2-1558m"; else a file, GGUF
-            or safetensors; else a folder as Hugging Face's `save_pretrained` writes it
+            or safetensors; else a folder as Hugging Face's `save_pretrained` or `export` writes it
     config: for files that do not say it themselves
 
     The tokenizer is None where the source has none, or none of the kind `BPETokenizer`.
     Raises AssetUnavailable for a name that is not on this machine, FileNotFoundError for a path
     that isn't, and WeightsFileError for a file that can't be used: each in one line.
+    """
+    opened = open_pretrained(source, config=config)
+    with _unfilled():
+        model = GPT(opened.config)
+    # The largest first: what is read of the file comes on top of the weights already there.
+    names = sorted(opened.shapes, key=lambda name: -prod(opened.shapes[name]))
+    model.load_state_dict({name: opened.read(name) for name in names}, assign=True)
+    return model.eval(), opened.tokenizer
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Trained weights by the names of our `GPT`, read one at a time; and what belongs to them."""
+
+    config: GPTConfig
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]  # contiguous, on the CPU
+    tokenizer: BPETokenizer | None = None
+    roles: Roles = NO_ROLES
+    history: str | None = None  # of the training: a table, where it was kept beside the weights
+
+    @classmethod
+    def of(
+        cls, model: GPT, tokenizer: BPETokenizer | None = None, roles: Roles | None = None
+    ) -> "Pretrained":
+        """A model in memory, seen in the same way. Without `roles`, those of GPT-2's habit."""
+        weights = model.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        read = lambda name: weights[name].detach().cpu().contiguous()
+        return cls(model.config, shapes, read, tokenizer, roles or Roles.usual(tokenizer))
+
+
+def open_pretrained(source: str | Path, *, config: GPTConfig | None = None) -> Pretrained:
+    """What `load_pretrained` would load, checked in the same way, before the weights are read.
+
+    So a model can be looked at, or written in another format, in the memory of its largest tensor.
     """
     path = Path(source)
     if str(source) in ASSETS and str(source) in PRESETS:
@@ -48,13 +93,19 @@ def load_pretrained(
     elif not path.exists():
         names = ", ".join(name for name in ASSETS if name in PRESETS)
         raise FileNotFoundError(f"{path}: no such file or folder, and none of the names {names}")
-    try:
+    with _named(path):
         opened = open_source(path, config)
-        return _fill(opened).eval(), opened.tokenizer
-    except WeightsFileError:
-        raise
-    except (ValueError, SafetensorError) as why:
-        refuse(path, str(why))
+        shapes, stored = _check(opened)
+    read_stored = lru_cache(maxsize=1)(opened.read)  # query, key and value may lie in one tensor
+
+    def read(name: str) -> Tensor:
+        with _named(path):
+            tensor = read_stored(stored[name])
+            return opened.layout.convert(name, tensor, opened.config.head_dim, opened.is_view)
+
+    beside = (path if path.is_dir() else path.parent) / HISTORY
+    history = beside.read_text(encoding="utf8", errors="replace") if beside.is_file() else None
+    return Pretrained(opened.config, shapes, read, opened.tokenizer, opened.roles, history)
 
 
 def save_checkpoint(model: GPT, path: Path | str) -> None:
@@ -75,35 +126,37 @@ def save_checkpoint(model: GPT, path: Path | str) -> None:
         part.unlink(missing_ok=True)
 
 
-# --------------------------------------------------------------------------------- filling a model
+# ----------------------------------------------------------------------------------------- checks
 
 
-def _fill(source: Source) -> GPT:
-    """The model of `source.config`, with the source's weights. Names and shapes come first."""
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file is said in one line that begins with its path."""
+    try:
+        yield
+    except WeightsFileError:
+        raise
+    except (ValueError, SafetensorError) as why:
+        refuse(path, str(why))
+
+
+def _check(source: Source) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shapes of the model's parameters, and what the file calls them. All must fit."""
     config, layout, shapes = source.config, source.layout, source.shapes
     sizes = (config.vocab_size, config.context_length, config.d_model, config.d_ff)
     if config.n_layers > len(shapes) or max(sizes) >= ABSURD:  # building it would take long
         raise ValueError("its configuration is absurd, or belongs to another file")
-    with torch.device("meta"), _Unfilled():
-        model = GPT(config)
-    blank = model.state_dict()
+    with _unfilled():
+        blank = {name: tuple(x.shape) for name, x in GPT(config).state_dict().items()}
     stored = {name: layout.stored_name(name) for name in blank}
     _check_names(stored, shapes, optional=layout.stored_name("head.weight"))
-    for name, parameter in blank.items():
-        expected = layout.stored_shape(name, tuple(parameter.shape))
-        if shapes[stored[name]] != expected:
-            found = shapes[stored[name]]
+    for name, shape in blank.items():
+        expected, found = layout.stored_shape(name, shape), shapes[stored[name]]
+        if found != expected:
             raise ValueError(f"its tensor '{stored[name]}' is {found}, the model needs {expected}")
     if config.tie_embeddings:
         _check_tied_head(source)
-    read = lru_cache(maxsize=1)(source.read)  # query, key and value may lie in one tensor
-    weights = {}
-    # The largest first: what is read of the file comes on top of the weights already there.
-    for name in sorted(blank, key=lambda name: -blank[name].numel()):
-        tensor = read(stored[name])
-        weights[name] = layout.convert(name, tensor, config.head_dim, copy=source.is_view)
-    model.load_state_dict(weights, assign=True)
-    return model
+    return blank, stored
 
 
 def _check_names(stored: dict[str, str | None], shapes: dict, optional: str) -> None:
@@ -125,7 +178,14 @@ def _check_tied_head(source: Source) -> None:
         raise ValueError("its head is said to be tied to the token embedding, but differs from it")
 
 
-class _Unfilled(TorchFunctionMode):
+@contextmanager
+def _unfilled() -> Iterator[None]:
+    """A model made in here has names and shapes, and no memory."""
+    with torch.device("meta"), _SkipFilling():
+        yield
+
+
+class _SkipFilling(TorchFunctionMode):
     """Skips filling tensors at random. On "meta" there is nothing to fill, and yet PyTorch would
     import 900 of its modules to draw the first random number there, which takes seconds."""
 

@@ -1,42 +1,16 @@
-"""Names, shapes and settings of foreign models.
+"""Names and shapes of foreign models, in both directions.
 
 uv run pytest tests/test_families.py
 """
 
-import json
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.families import (
-    GGUF_GPT2,
-    GGUF_LLAMA,
-    GPT2,
-    LLAMA,
-    OURS,
-    gguf_config,
-    gpt2_config,
-    llama_config,
-)
+from common.families import GGUF_GPT2, GGUF_LLAMA, GPT2, LLAMA, OURS
 from common.gpt import GPT, PRESETS, GPTConfig
-
-GGUF_TABLE = {
-    "general.architecture": "llama",
-    "llama.block_count": 30,
-    "llama.context_length": 8192,
-    "llama.embedding_length": 576,
-    "llama.feed_forward_length": 1536,
-    "llama.attention.head_count": 9,
-    "llama.attention.head_count_kv": 3,
-    "llama.rope.freq_base": 100_000.0,
-    "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
-}
-
-
-def as_json(config) -> dict:
-    return json.loads(config.to_json_string(use_diff=False))
 
 
 @pytest.mark.parametrize(
@@ -95,106 +69,28 @@ def test_rotary_rows_of_two_heads_are_put_back():
     torch.testing.assert_close(same, rows)
 
 
-def test_configurations_of_the_presets():
-    assert gpt2_config(as_json(GPT2Config())) == PRESETS["gpt2-124m"]
-    smollm2 = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
-        tie_word_embeddings=True,
-    )
-    table = as_json(smollm2)
-    assert llama_config(table) == PRESETS["smollm2-135m"]
-    # Before version 5 of transformers
-    table.pop("rope_parameters")
-    assert llama_config(table | {"rope_theta": 100_000}) == PRESETS["smollm2-135m"]
-    assert gguf_config(GGUF_TABLE, {"token_embd.weight": (49_152, 576)}) == PRESETS["smollm2-135m"]
+@pytest.mark.parametrize("layout", [OURS, GPT2, GGUF_GPT2, LLAMA, GGUF_LLAMA])
+def test_the_way_out_is_the_way_in_backwards(layout):
+    rotary = layout in (LLAMA, GGUF_LLAMA)
+    modern = {"norm": "rms", "mlp": "swiglu", "position": "rotary", "n_kv_heads": 2}
+    config = GPTConfig(30, 8, d_model=24, n_layers=2, n_heads=4, d_ff=20, tie_embeddings=False)
+    model = GPT(replace(config, **modern) if rotary else config)
+    g = torch.Generator().manual_seed(0)
+    weights = {k: torch.randn(x.shape, generator=g) for k, x in model.state_dict().items()}
+    made = layout.made_of(reversed(weights))
+    assert sorted(name for names in made.values() for name in names) == sorted(weights)
+    for stored_name, names in made.items():
+        parts = [weights[name] for name in names]
+        stored = layout.to_stored(names[0], parts, config.head_dim)
+        assert stored.is_contiguous()
+        for name in names:
+            assert stored_name.removeprefix(layout.prefix) == layout.stored_name(name)
+            assert tuple(stored.shape) == layout.stored_shape(name, tuple(weights[name].shape))
+            assert torch.equal(layout.convert(name, stored, config.head_dim), weights[name])
 
 
-def test_the_rarer_choices_of_llama():
-    table = as_json(LlamaConfig(attention_bias=True, mlp_bias=True, num_key_value_heads=None))
-    config = llama_config(table)
-    assert config.bias
-    assert not config.tie_embeddings
-    assert config.n_kv_heads == config.n_heads == 32
-    untied = gguf_config(GGUF_TABLE, {"token_embd.weight": (9, 576), "output.weight": (9, 576)})
-    assert not untied.tie_embeddings
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
-        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-        {"rope_parameters": 7},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None},
-        {"model_type": "mistral"},
-        {"hidden_act": "gelu"},
-        {"attention_bias": True},
-        {"head_dim": 100},
-        {"num_hidden_layers": 10**9},
-        {"hidden_size": "4096"},
-        {"hidden_size": True},
-        {"vocab_size": None},
-        {"num_attention_heads": 0},
-        {"num_attention_heads": 7},
-        {"num_key_value_heads": 5},
-        {"rms_norm_eps": float("nan")},
-        {"rms_norm_eps": -1},
-        {"max_position_embeddings": [1]},
-    ],
-    ids=str,
-)
-def test_settings_of_llama_that_are_refused(change):
-    with pytest.raises(ValueError, match=r"configuration|support|GPTConfig|rope") as caught:
-        llama_config(as_json(LlamaConfig()) | change)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model_type": "gpt_neo"},
-        {"activation_function": "relu"},
-        {"scale_attn_weights": False},
-        {"scale_attn_by_inverse_layer_idx": True},
-        {"add_cross_attention": True},
-        {"n_embd": 10},
-        {"n_layer": 0},
-        {"n_positions": 2**40},
-        {"layer_norm_epsilon": "small"},
-    ],
-    ids=str,
-)
-def test_settings_of_gpt2_that_are_refused(change):
-    with pytest.raises(ValueError, match=r"configuration|support|GPTConfig") as caught:
-        gpt2_config(as_json(GPT2Config()) | change)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"general.architecture": "qwen2"},
-        {"general.architecture": None},
-        {"llama.rope.dimension_count": 32},
-        {"llama.attention.key_length": 128},
-        {"llama.rope.scaling.type": "yarn"},
-        {"llama.attention.head_count": np.array([9, 9])},
-        {"llama.attention.head_count": "9"},
-        {"llama.block_count": 2**63},
-        {"llama.rope.freq_base": float("inf")},
-        {"llama.embedding_length": None},
-    ],
-    ids=str,
-)
-def test_settings_of_gguf_that_are_refused(change):
-    with pytest.raises(ValueError, match=r"configuration|support|GPTConfig") as caught:
-        gguf_config(GGUF_TABLE | change, {"token_embd.weight": (49_152, 576)})
-    assert "\n" not in str(caught.value)
+def test_full_names_are_those_of_transformers():
+    config = {"vocab_size": 9, "n_layer": 1, "n_embd": 4, "n_head": 2}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**config, bos_token_id=0, eos_token_id=0))
+    ours = GPT(GPTConfig(9, 8, d_model=4, n_layers=1, n_heads=2, tie_embeddings=False))
+    assert set(GPT2.made_of(ours.state_dict())) == set(gpt2.state_dict())

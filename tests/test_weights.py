@@ -27,9 +27,10 @@ from transformers import (
 )
 
 from common.assets import ASSETS, AssetUnavailable, fetch
+from common.export import export
 from common.generation import generate
 from common.gpt import GPT, PRESETS, GPTConfig
-from common.weights import WeightsFileError, load_pretrained, save_checkpoint
+from common.weights import Pretrained, WeightsFileError, load_pretrained, save_checkpoint
 
 VOCAB = 40
 
@@ -448,7 +449,11 @@ def sound_files(tmp_path_factory) -> list[Path]:
     write_gguf(folder / "a.gguf", llama())
     save_checkpoint(GPT(OWN), folder / "b.safetensors")
     gpt2().save_pretrained(folder / "c")
-    return [folder / "a.gguf", folder / "b.safetensors", folder / "c" / "model.safetensors"]
+    for to in ("pytorch", "numpy"):
+        export(Pretrained.of(GPT(OWN)), folder / to, to)
+    archives = [folder / "pytorch" / "model.pt", folder / "numpy" / "model.npz"]
+    files = [folder / "a.gguf", folder / "b.safetensors", folder / "c" / "model.safetensors"]
+    return files + archives
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
