@@ -72,6 +72,30 @@ def plot_losses(losses: Mapping, ax=None, title=None, xlabel="step", ylabel="los
     return ax
 
 
+def plot_history(history, ax=None, title=None):
+    """Draw a `common.history.History`: the training loss, its running mean, the evaluations.
+
+    The mean is over a twentieth of all steps: what is left when the noise of single batches goes.
+    """
+    losses = np.array(history.losses)
+    steps = np.array([step.step for step in history.steps])
+    ax = ax or plt.subplots()[1]
+    window = max(len(losses) // 20, 1)
+    if window > 1:
+        means = np.convolve(losses, np.ones(window) / window, "valid")
+        ax.plot(steps, losses, color=COLORS[4], linewidth=0.7, alpha=0.6)
+        ax.plot(steps[window - 1 :], means, color=COLORS[0], label="training")
+    else:
+        ax.plot(steps, losses, color=COLORS[0], label="training")
+    if history.evaluations:
+        points = {step: found.loss for step, found in history.evaluations.items()}
+        ax.plot(list(points), list(points.values()), "--o", color=COLORS[1], label="validation")
+    ax.set(xlabel="step", ylabel="loss in nats per token")
+    ax.set_title(title, loc="left")
+    ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return ax
+
+
 def plot_next_tokens(tokens: Sequence[str], probabilities, top=10, ax=None, title=None):
     """Draw the `top` likeliest of N `tokens` as bars; `probabilities` is (N,), else ValueError."""
     values = _array(probabilities)

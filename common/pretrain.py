@@ -1,0 +1,291 @@
+"""Pretrain a GPT on text, from the command line, on one process or many.
+
+    python -m common.pretrain --text shakespeare --out run --config tiny --steps 2000
+    python -m common.pretrain --text shakespeare --out run --config tiny --steps 2000 --resume
+    torchrun --nproc-per-node=8 -m common.pretrain --text FILE... --out run --config gpt2-124m ...
+
+What is in the folder afterwards:
+
+    final.safetensors, tokenizer.json   the model; `load_pretrained("run")` reads both
+    history.json                        every step, evaluation and sample: `History.load`
+    run.json                            the command, the configuration, the data, the final figures
+    checkpoints/, shards/, data.json    what --resume needs; yours to delete afterwards
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import distributed
+from common.assets import AssetUnavailable
+from common.checkpoint import Checkpoints
+from common.dataloader import RandomBatches
+from common.device import pick_device
+from common.generation import generate
+from common.gpt import GPT, PRESETS, GPTConfig, count_parameters
+from common.losses import loss_bytes
+from common.objectives import next_token_loss, objective_loss
+from common.pretraining_data import (
+    CORPORA,
+    PretrainingData,
+    Texts,
+    open_data,
+    prepare,
+    windows_in_order,
+)
+from common.tokenizer import END_OF_TEXT, BPETokenizer
+from common.tokenizer_file import write_atomically
+from common.training import (
+    Evaluation,
+    TrainingDiverged,
+    TrainingSettings,
+    evaluate_loss,
+    train,
+)
+from common.weights import save_checkpoint
+
+LARGE = 512 << 20  # bytes for head and loss from which on they are taken in chunks
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options and their defaults."""
+    parser = argparse.ArgumentParser(
+        prog="python -m common.pretrain",
+        description="Pretrain a GPT on text.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    corpora = " or ".join(CORPORA)
+    add("--text", nargs="+", required=True, metavar="FILE", help=f"files, folders, or {corpora}")
+    add("--validation", nargs="+", default=[], metavar="FILE", help="instead of a part of --text")
+    add("--out", required=True, metavar="DIR", help="everything the run makes goes there")
+    add("--config", default="tiny", choices=list(PRESETS), help="which model")
+    add("--context-length", type=int, metavar="T", help="instead of the model's own")
+    add("--tokenizer", metavar="FILE", help='tokenizer.json, or "gpt2"; else one is trained')
+    add("--vocab-size", type=int, default=4096, metavar="V", help="of a tokenizer to be trained")
+    add("--workers", type=int, default=0, metavar="N", help="processes that tokenize")
+    add("--steps", type=int, default=1000, metavar="N", help="updates of the weights")
+    add("--batch-size", type=int, default=8, metavar="B", help="windows, per process and pass")
+    add("--accumulation", type=int, default=1, metavar="N", help="passes per step")
+    add("--learning-rate", type=float, default=1e-3, metavar="X", help="at its highest")
+    add("--schedule", default="cosine", choices=["cosine", "wsd", "constant"])
+    add("--warmup", type=int, metavar="N", help="steps; default: a twentieth of all")
+    add("--decay", type=int, metavar="N", help="steps, of wsd; default: a fifth of all")
+    add("--weight-decay", type=float, default=0.1, metavar="X")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of matrix products")
+    add("--seed", type=int, default=0, metavar="S", help="of the weights and of the data's order")
+    add("--checkpoint-every", type=int, metavar="K", help="steps; default: a tenth of all")
+    add("--keep", type=int, default=3, metavar="N", help="checkpoints")
+    add("--evaluate-every", type=int, metavar="K", help="steps; default: a tenth of all")
+    add("--evaluate-tokens", type=int, default=100_000, metavar="N", help="at most, but at the end")
+    add("--prompt", default="", help="what the samples begin with")
+    add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    add("--device", help="cuda, mps or cpu; default: the best that there is")
+    add("--threads", type=int, metavar="N", help="CPU threads per process")
+    add("--timeout", type=float, default=300.0, metavar="S", help="seconds for a silent process")
+    add("--fsdp", action="store_true", help="shard the model over the processes")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. 0: fine; 1: it did not work, and a line says why; 2: wrong usage."""
+    arguments = build_parser().parse_args(argv)
+    command = ["python", "-m", "common.pretrain", *(sys.argv[1:] if argv is None else argv)]
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        pretrain(arguments, shlex.join(command))
+        return 0
+    except (ValueError, TrainingDiverged, AssetUnavailable, KeyboardInterrupt) as error:
+        line, everywhere = str(error) or "stopped", True  # on all ranks: the first one says it
+    except OSError as error:
+        line, everywhere = str(error), False
+    except RuntimeError as error:
+        if not distributed.is_loss_of_a_process(error):
+            raise
+        line = f"another process is gone, or hasn't answered for {arguments.timeout:g} s"
+        everywhere = False
+    if distributed.rank() == 0 or not everywhere:
+        say_why(line, Checkpoints(Path(arguments.out, "checkpoints")).latest)
+    if distributed.world_size() > 1:
+        os._exit(1)  # at once: a clean exit might wait for processes that are gone
+    return 1
+
+
+def say_why(line: str, checkpoint: Path | None) -> None:
+    """One line on stderr: what went wrong on this rank, and how to go on."""
+    who = f"rank {distributed.rank()}: " if distributed.world_size() > 1 else ""
+    how = f"; --resume goes on from {checkpoint.stem}" if checkpoint else ""
+    print(f"pretrain: {who}{line}{how}", file=sys.stderr, flush=True)
+
+
+def _stop(signal_number, frame):
+    raise KeyboardInterrupt("stopped by SIGTERM, which torchrun sends when a process has failed")
+
+
+# --------------------------------------------------------------------------------------- the run
+
+
+def pretrain(arguments: argparse.Namespace, command: str) -> None:
+    """Prepare, train, evaluate, write. Raises what `main` turns into a line."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    texts, settings = Texts(arguments.text, arguments.validation), settings_of(arguments)
+    device = distributed.start(pick_device(arguments.device), arguments.timeout)
+    data = open_data(distributed.from_first(lambda: _prepare(arguments, texts)))
+    config = config_of(arguments, data)
+    loss_fn, about_loss = choose_loss(config, arguments.batch_size)
+    _say(f"model: {arguments.config}, {sum(count_parameters(config).values()):,} parameters")
+    _say(f"data: {len(data.train):,} tokens to train on, {len(data.validation):,} held out")
+    _say(f"loss: {about_loss}")
+    model = build_model(config, arguments.seed, device, arguments.fsdp)
+    batches = RandomBatches(
+        data.train,
+        batch_size=arguments.batch_size,
+        context_length=config.context_length,
+        seed=arguments.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    windows = arguments.batch_size * arguments.accumulation * distributed.world_size()
+    identity = {"model": asdict(config), "data": data.identity, "seed": arguments.seed}
+    evaluate = evaluator(data, arguments.batch_size, loss_fn, config.context_length)
+    history = train(
+        model,
+        batches,
+        loss_fn,
+        settings,
+        evaluate=lambda model: evaluate(model, arguments.evaluate_tokens),
+        sample=sampler_of(data.tokenizer, arguments.prompt, arguments.seed),
+        checkpoints=Checkpoints(
+            Path(arguments.out, "checkpoints"),
+            arguments.keep,
+            {**identity, "windows_per_step": windows},
+        ),
+        resume=arguments.resume,
+        progress=sys.stderr.isatty(),
+        report=lambda line: print(line, flush=True),
+    )
+    final = evaluate(model)
+    _say(f"final, on all of the validation text: {final}")
+    weights = whole_model(model, config, arguments.fsdp)
+    if distributed.rank() == 0:
+        save_checkpoint(weights, Path(arguments.out, "final.safetensors"))
+        history.save(Path(arguments.out, "history.json"))
+        about = {"command": command, **identity, "settings": asdict(settings)}
+        about |= {"tokens": batches.windows_seen * config.context_length, "final": asdict(final)}
+        write_atomically(Path(arguments.out, "run.json"), json.dumps(about, indent=1) + "\n")
+    distributed.stop()
+
+
+def _say(line: str) -> None:
+    if distributed.rank() == 0:
+        print(line, flush=True)
+
+
+def _prepare(arguments: argparse.Namespace, texts: Texts) -> Path:
+    tokenizer = arguments.tokenizer
+    if tokenizer:
+        is_gpt2 = tokenizer == "gpt2"
+        tokenizer = BPETokenizer.gpt2() if is_gpt2 else BPETokenizer.load(tokenizer)
+    return prepare(
+        arguments.out,
+        texts,
+        tokenizer=tokenizer,
+        vocab_size=arguments.vocab_size,
+        workers=arguments.workers,
+    )
+
+
+def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
+    """The settings that the command line asks for; raises ValueError for impossible ones."""
+    tenth = max(arguments.steps // 10, 1)
+    every = arguments.evaluate_every or tenth
+    return TrainingSettings(
+        n_steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        schedule=arguments.schedule,
+        warmup_steps=arguments.steps // 20 if arguments.warmup is None else arguments.warmup,
+        decay_steps=arguments.decay,
+        weight_decay=arguments.weight_decay,
+        accumulation_steps=arguments.accumulation,
+        dtype=arguments.dtype,
+        evaluate_every=every,
+        sample_every=every,
+        checkpoint_every=arguments.checkpoint_every or tenth,
+    )
+
+
+def config_of(arguments: argparse.Namespace, data: PretrainingData) -> GPTConfig:
+    """The preset, with the tokenizer's vocabulary and the context that was asked for."""
+    preset = PRESETS[arguments.config]
+    context_length = arguments.context_length or preset.context_length
+    vocab_size = data.tokenizer.vocab_size
+    return replace(preset, vocab_size=vocab_size, context_length=context_length)
+
+
+def build_model(config: GPTConfig, seed: int, device: torch.device, sharded: bool) -> nn.Module:
+    """The same random weights on all ranks; then each draws its own chance."""
+    torch.manual_seed(seed)
+    model = GPT(config)
+    torch.manual_seed(seed + distributed.rank())
+    if sharded:  # part by part: the whole need not fit on the device
+        return distributed.shard(model, model.blocks, device, methods=["hidden"])
+    return model.to(device)
+
+
+def whole_model(model: nn.Module, config: GPTConfig, sharded: bool) -> nn.Module:
+    """The model with all its weights, on rank 0; every rank must ask."""
+    if not sharded:
+        return model
+    weights = {n: distributed.whole(tensor).cpu() for n, tensor in model.state_dict().items()}
+    gathered = GPT(config)
+    gathered.load_state_dict(weights)
+    return gathered
+
+
+# ------------------------------------------------------------------------- losses and looking at it
+
+
+def choose_loss(config: GPTConfig, batch_size: int) -> tuple[Callable[..., Tensor], str]:
+    """The loss function for a model and a batch, and why: what would be large goes in chunks."""
+    plain = loss_bytes(config, batch_size, config.context_length)
+    if plain < LARGE:
+        return objective_loss, f"cross-entropy of all logits at once, which takes {plain >> 20} MB"
+    return next_token_loss, f"cross-entropy in chunks; at once, it would take {plain >> 20} MB"
+
+
+def evaluator(data: PretrainingData, batch_size: int, loss_fn, context_length: int):
+    """evaluate(model, max_tokens=None) -> Evaluation, on the validation text; ranks share it."""
+
+    def evaluate(model: nn.Module, max_tokens: int | None = None) -> Evaluation:
+        batches = windows_in_order(data.validation, batch_size, context_length, max_tokens)
+        lengths = data.bytes_per_token, data.characters_per_token
+        return evaluate_loss(model, batches, loss_fn, *lengths)
+
+    return evaluate
+
+
+def sampler_of(tokenizer: BPETokenizer, prompt: str, seed: int) -> Callable[[nn.Module], str]:
+    """sample(model) -> text: 60 tokens after the end of another text and `prompt`."""
+    ids = [[tokenizer.special_tokens[END_OF_TEXT], *tokenizer.encode(prompt)]]
+
+    def sample(model: nn.Module) -> str:
+        device = next(model.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        written = generate(model, ids, 60, temperature=0.8, top_p=0.95, generator=generator)
+        return tokenizer.decode(written[0, 1:].tolist())
+
+    return sample
+
+
+if __name__ == "__main__":
+    sys.exit(main())
