@@ -15,6 +15,8 @@ import errno
 import json
 import os
 import random
+import re
+import shutil
 import sys
 import zlib
 from contextlib import suppress
@@ -95,12 +97,11 @@ class Checkpoints:
         if distributed.rank() == 0:
             path = self.folder / f"step_{state['step']:08}.safetensors"
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 _write(path, tensors, state)
             except OSError as error:
-                why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+                why = os.strerror(error.errno).lower()
                 last = f"the last good checkpoint is {self.latest}" if self.latest else "none is"
-                line = f"step {state['step']} was not saved ({why}); {last}; make room and resume"
+                line = f"step {state['step']} was not saved ({why}); {last}; mend that and resume"
                 raise OSError(error.errno, line, str(path)) from None
             for old in self.paths()[: -self.keep]:
                 old.unlink()
@@ -235,17 +236,20 @@ def _write(path: Path, tensors: dict[str, Tensor], state: dict) -> None:
     """All of it, on the disk, under its name; or an OSError, and nothing new."""
     encoded = bytearray(json.dumps(state).encode("utf8"))
     tensors = {**tensors, "state": torch.frombuffer(encoded, dtype=torch.uint8)}
-    part = path.with_suffix(".part")
+    unfinished = path.parent / ".part"  # a folder: safetensors has temporary files of its own
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    unfinished.mkdir(parents=True)
     try:
+        part = unfinished / path.name
         save_file(tensors, part, {"format": FORMAT, "crc32": _checksum(tensors)})
         with part.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-    except SafetensorError as why:  # it wraps the operating system's error in its own
-        full = "os error 28" in str(why) or "No space left" in str(why)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(why)) from None
+    except SafetensorError as why:  # around the operating system's error, with its number
+        found = re.search(r"os error (\d+)", str(why))
+        raise OSError(int(found[1]) if found else errno.EIO, str(why)) from None
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     with suppress(OSError):  # Windows can't, and needn't: the new name itself reaches the disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
