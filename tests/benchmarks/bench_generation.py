@@ -6,10 +6,12 @@ Greedy, batch 1, 64 prompt + 128 new tokens, random weights (the speed doesn't d
 limit is the bare products of the same weights with the same shapes: one matrix product each for the
 prompt, then one matrix-vector product each per token, and nothing in between. The contenders take
 turns, so that a busy machine slows all alike; ratios are taken within a round, the median counts.
-"By columns" is `lay_out_for_decoding`: the limit is that of the ordinary layout.
+"By columns" is `lay_out_for_decoding`: the limit is that of the ordinary layout. "int8" is
+`quantize_for_decoding`. bf16 is left out on a CPU without instructions for it.
 """
 
 import argparse
+import platform
 import statistics
 import time
 
@@ -19,8 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from common.generation import generate, lay_out_for_decoding
 from common.gpt import GPT, PRESETS, GPTConfig
+from common.quantization import quantize_for_decoding
 
 PROMPT, NEW = 64, 128
+HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or platform.machine() in ("arm64", "aarch64")
 
 
 def rival(config: GPTConfig) -> LlamaForCausalLM:
@@ -64,6 +68,7 @@ def main() -> None:
     config = PRESETS["smollm2-135m"]
     theirs, ours, ours_bf16 = rival(config), GPT(config).eval(), GPT(config).eval().bfloat16()
     columns = lay_out_for_decoding(GPT(config).eval())
+    ours_int8 = quantize_for_decoding(GPT(config).eval())
     prompt = torch.randint(config.vocab_size, (1, PROMPT))
 
     def transformers_generate() -> None:
@@ -82,9 +87,12 @@ def main() -> None:
         "ours fp32, cached": lambda: generate(ours, prompt, NEW),
         "ours fp32, by columns": lambda: generate(columns, prompt, NEW),
         "limit fp32: bare products": lambda: bare_products(ours),
+        "ours int8, cached": lambda: generate(ours_int8, prompt, NEW),
         "ours bf16, cached": lambda: generate(ours_bf16, prompt, NEW),
         "limit bf16: bare products": lambda: bare_products(ours_bf16),
     }
+    if not HAS_BF16:
+        contenders = {name: run for name, run in contenders.items() if "bf16" not in name}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
         contender()
@@ -104,6 +112,8 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(baseline, times, strict=False))
         print(f"{name:<26} {rate:6.1f} tokens/s {ratio:6.2f} x transformers")
     for name in ("ours fp32, cached", "ours fp32, by columns", "ours bf16, cached"):
+        if name not in seconds:
+            continue
         limit = seconds[f"limit {name[5:9]}: bare products"]
         share = statistics.median(a / b for a, b in zip(limit, seconds[name], strict=True))
         print(f"{name}: {share:.0%} of the limit")

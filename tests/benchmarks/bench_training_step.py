@@ -7,11 +7,12 @@ that glibc keeps freed memory (`common.allocator`), "as shipped" that nobody tol
 its loss in chunks (`common.objectives`); with "all logits" it holds them at once, as transformers
 does. The limit is the bare matrix products of a step, forward and backward. Every measurement is a
 process of its own, so that peak memory is its own, too; the contenders take turns, and the median
-round counts.
+round counts. bf16 is left out on a CPU that has no instructions for it, where it takes minutes.
 """
 
 import argparse
 import json
+import platform
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ CONTENDERS = {  # name: (what runs, its dtype, whether freed memory is kept)
     "ours bf16 (autocast)": ("ours", "bf16", False),
     "limit fp32: matrix products": ("products", "fp32", True),
 }
+HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or platform.machine() in ("arm64", "aarch64")
 
 
 def our_step(autocast: bool, all_logits: bool) -> Callable[[torch.Tensor], None]:
@@ -143,9 +145,10 @@ def main() -> None:
     if arguments.measure:
         return measure(arguments.measure, arguments.steps)
 
-    rounds: dict[str, list[dict]] = {name: [] for name in CONTENDERS}
+    contenders = [name for name, how in CONTENDERS.items() if how[1] != "bf16" or HAS_BF16]
+    rounds: dict[str, list[dict]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
-        for name in CONTENDERS:
+        for name in contenders:
             command = [sys.executable, __file__, "--measure", name, "--steps", str(arguments.steps)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rounds[name].append(json.loads(output.splitlines()[-1]))
@@ -160,6 +163,8 @@ def main() -> None:
         )
         peak = max(r["peak"] for r in results)
         print(f"{name:<30} {rate:7.0f} tokens/s  {ratio:5.2f} x  peak {peak:6.0f} MB")
+    if not HAS_BF16:
+        print("bf16: left out, this CPU has no instructions for it")
     return None
 
 
