@@ -156,12 +156,13 @@ def _array_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tu
 def _open_torch(path: Path) -> Source:
     """`weights_only` builds tensors and plain values, and calls nothing that a file names."""
     try:
-        with _may_be_damaged():
-            table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        table = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         config, weights = table[CONFIG_KEY], table["state_dict"]
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     except (pickle.UnpicklingError, SafetensorError, LookupError, TypeError, AttributeError):
         _refuse_pickle(path)
+    except Exception as why:  # a damaged pickle can make its reader fail in any way
+        raise ValueError(f"it is a damaged archive ({why})") from None
     for name, tensor in weights.items():
         if tensor.dtype not in DTYPES.values() or tensor.layout != torch.strided:
             raise ValueError(f"its '{name}' is stored as {tensor.dtype}, not as a plain float")
