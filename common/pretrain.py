@@ -100,35 +100,41 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. 0: fine; 1: it did not work, and a line says why; 2: wrong usage."""
     arguments = build_parser().parse_args(argv)
     command = ["python", "-m", "common.pretrain", *(sys.argv[1:] if argv is None else argv)]
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         pretrain(arguments, shlex.join(command))
         return 0
-    except (ValueError, TrainingDiverged, AssetUnavailable, KeyboardInterrupt) as error:
-        line, everywhere = str(error) or "stopped", True  # on all ranks: the first one says it
+    except (ValueError, TrainingDiverged, AssetUnavailable) as error:
+        _complain(str(error), distributed.rank() == 0)  # it is the same on all ranks
     except OSError as error:
-        line, everywhere = str(error), False
+        _complain(str(error))
+    except KeyboardInterrupt as error:
+        _complain(f"stopped{error}{_how_to_go_on(arguments)}", distributed.rank() == 0)
     except RuntimeError as error:
         if not distributed.is_loss_of_a_process(error):
             raise
         line = f"another process is gone, or hasn't answered for {arguments.timeout:g} s"
-        everywhere = False
-    if distributed.rank() == 0 or not everywhere:
-        say_why(line, Checkpoints(Path(arguments.out, "checkpoints")).latest)
+        _complain(line + _how_to_go_on(arguments))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if distributed.world_size() > 1:
         os._exit(1)  # at once: a clean exit might wait for processes that are gone
     return 1
 
 
-def say_why(line: str, checkpoint: Path | None) -> None:
-    """One line on stderr: what went wrong on this rank, and how to go on."""
+def _complain(line: str, aloud: bool = True) -> None:
     who = f"rank {distributed.rank()}: " if distributed.world_size() > 1 else ""
-    how = f"; --resume goes on from {checkpoint.stem}" if checkpoint else ""
-    print(f"pretrain: {who}{line}{how}", file=sys.stderr, flush=True)
+    if aloud:
+        print(f"pretrain: {who}{line}", file=sys.stderr, flush=True)
+
+
+def _how_to_go_on(arguments: argparse.Namespace) -> str:
+    last = Checkpoints(Path(arguments.out, "checkpoints")).latest
+    return f"; --resume goes on from {last.stem}" if last else ""
 
 
 def _stop(signal_number, frame):
-    raise KeyboardInterrupt("stopped by SIGTERM, which torchrun sends when a process has failed")
+    raise KeyboardInterrupt(" by SIGTERM, which torchrun sends when a process has failed")
 
 
 # --------------------------------------------------------------------------------------- the run
