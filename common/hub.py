@@ -69,10 +69,12 @@ def plan_push(path: Path, repo: str, facts: CardFacts, public: bool = False) -> 
     endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or HUB
     if urlsplit(endpoint).scheme not in ("http", "https"):
         raise HubError(f"HF_ENDPOINT={endpoint} is no address: it begins with https://")
+    if not path.exists():
+        raise HubError(f"{path}: no such file or folder; `uv run course convert` makes one")
     pretrained = open_pretrained(path)
     folder = path if path.is_dir() else path.parent
     wanted = [path.name] if path.is_file() else [f.name for f in folder.iterdir() if _is_part(f)]
-    wanted += [name for name in (*BESIDE,) if (folder / name).is_file()]
+    wanted += [name for name in BESIDE if (folder / name).is_file()]
     files = {n: (folder / n).stat().st_size for n in sorted({*wanted} - {CARD})}
     left = sorted(f.name for f in folder.iterdir() if f.name not in {*files, CARD})
     own = folder / CARD
@@ -94,9 +96,8 @@ def push(plan: Push) -> str:
     What is at the hub already is not sent again, so that a broken upload is resumed by pushing
     again. Raises HubError, in one line, for a missing token and whatever the hub says.
     """
-    import httpx
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError  # of its HTTP library, whichever that is
 
     if not get_token():
         raise HubError("there is no token: run `uv run hf auth login`, or set HF_TOKEN")
@@ -111,7 +112,7 @@ def push(plan: Push) -> str:
             allow_patterns=[glob.escape(name) for name in (*plan.files, CARD)],
             commit_message="Upload by `course push`",
         )
-    except (HfHubHTTPError, httpx.HTTPError, OfflineModeIsEnabled, OSError, ValueError) as why:
+    except (HTTPError, OSError, ValueError) as why:
         raise HubError(_explain(why, plan)) from None
     return f"{plan.endpoint}/{plan.repo}"
 

@@ -9,6 +9,7 @@ idea is Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
 """
 
 import csv
+import re
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.configurations import FAMILIES, family_of
 from common.weights import Pretrained
 
 LIBRARY = "llm-by-coding"
+NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,16 @@ def _training(history: str | None, facts: CardFacts) -> str:
         f"- Fine-tuned from: {facts.base_model or 'unknown, or from random weights'}",
         f"- Data: {', '.join(facts.datasets) or 'unknown'}",
     ]
+    measured = []
     rows = list(csv.DictReader((history or "").splitlines()))
     for name in rows[0] if rows else ():
-        values = [row[name] for row in rows if row[name]]
+        values = [row[name] for row in rows if row[name] and NUMBER.fullmatch(row[name])]
         if values and name == "step":
-            lines.append(f"- Steps: {values[-1]}")
+            measured.append(f"- Steps: {values[-1]}")
         elif values and any(word in name for word in ("loss", "perplexity", "bits")):
-            first, last = float(values[0]), float(values[-1])
-            lines.append(f"- {name.replace('_', ' ').capitalize()}: from {first:.3f} to {last:.3f}")
-    return "\n".join(lines if rows else [*lines, "- Steps and losses: unknown"])
+            what = name.replace("_", " ").capitalize()
+            measured.append(f"- {what}: from {float(values[0]):.3f} to {float(values[-1]):.3f}")
+    return "\n".join(lines + (measured or ["- Steps and losses: unknown"]))
 
 
 def _limits(pretrained: Pretrained, facts: CardFacts) -> str:
@@ -135,8 +138,8 @@ def _loading(form: str, name: str, repo: str) -> str:
             model = AutoModelForCausalLM.from_pretrained("{repo}")""",
         "gguf": f"""\
             from huggingface_hub import snapshot_download
-            from common.weights import load_pretrained  # or any program built on llama.cpp
+            from common.weights import load_pretrained  # or a program built on llama.cpp
             model, tokenizer = load_pretrained(snapshot_download("{repo}"))""",
     }
-    own = code["gguf"].replace("  # or any program built on llama.cpp", "")
+    own = code["gguf"].replace("or a program built on llama.cpp", "the course's library")
     return f"```python\n{dedent(code.get(form, own))}\n```"
