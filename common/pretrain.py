@@ -30,8 +30,10 @@ from common.assets import AssetUnavailable
 from common.checkpoint import Checkpoints
 from common.dataloader import RandomBatches
 from common.device import pick_device
+from common.evaluation import Evaluation, evaluate_loss
 from common.generation import generate
 from common.gpt import GPT, PRESETS, GPTConfig, count_parameters
+from common.history import History
 from common.losses import loss_bytes
 from common.objectives import next_token_loss, objective_loss
 from common.pretraining_data import (
@@ -44,13 +46,7 @@ from common.pretraining_data import (
 )
 from common.tokenizer import END_OF_TEXT, BPETokenizer
 from common.tokenizer_file import write_atomically
-from common.training import (
-    Evaluation,
-    TrainingDiverged,
-    TrainingSettings,
-    evaluate_loss,
-    train,
-)
+from common.training import TrainingDiverged, TrainingSettings, train
 from common.weights import save_checkpoint
 
 LARGE = 512 << 20  # bytes for head and loss from which on they are taken in chunks
@@ -152,17 +148,19 @@ def pretrain(arguments: argparse.Namespace, command: str) -> None:
     _say(f"model: {arguments.config}, {sum(count_parameters(config).values()):,} parameters")
     _say(f"data: {len(data.train):,} tokens to train on, {len(data.validation):,} held out")
     _say(f"loss: {about_loss}")
+    rank, size = distributed.rank(), distributed.world_size()
     model = build_model(config, arguments.seed, device, arguments.fsdp)
     batches = RandomBatches(
         data.train,
         batch_size=arguments.batch_size,
         context_length=config.context_length,
         seed=arguments.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=rank,
+        world_size=size,
     )
-    windows = arguments.batch_size * arguments.accumulation * distributed.world_size()
+    windows = arguments.batch_size * arguments.accumulation * size  # per step
     identity = {"model": asdict(config), "data": data.identity, "seed": arguments.seed}
+    identity["windows_per_step"] = windows
     evaluate = evaluator(data, arguments.batch_size, loss_fn, config.context_length)
     history = train(
         model,
@@ -171,25 +169,26 @@ def pretrain(arguments: argparse.Namespace, command: str) -> None:
         settings,
         evaluate=lambda model: evaluate(model, arguments.evaluate_tokens),
         sample=sampler_of(data.tokenizer, arguments.prompt, arguments.seed),
-        checkpoints=Checkpoints(
-            Path(arguments.out, "checkpoints"),
-            arguments.keep,
-            {**identity, "windows_per_step": windows},
-        ),
+        checkpoints=Checkpoints(Path(arguments.out, "checkpoints"), arguments.keep, identity),
         resume=arguments.resume,
         progress=sys.stderr.isatty(),
-        report=lambda line: print(line, flush=True),
+        report=_say,
     )
     final = evaluate(model)
     _say(f"final, on all of the validation text: {final}")
-    weights = whole_model(model, config, arguments.fsdp)
-    if distributed.rank() == 0:
-        save_checkpoint(weights, Path(arguments.out, "final.safetensors"))
-        history.save(Path(arguments.out, "history.json"))
-        about = {"command": command, **identity, "settings": asdict(settings)}
-        about |= {"tokens": batches.windows_seen * config.context_length, "final": asdict(final)}
-        write_atomically(Path(arguments.out, "run.json"), json.dumps(about, indent=1) + "\n")
+    tokens = settings.n_steps * windows * config.context_length
+    about = {"command": command, **identity, "settings": asdict(settings), "tokens": tokens}
+    whole = whole_model(model, config, arguments.fsdp)
+    if rank == 0:
+        write_results(Path(arguments.out), whole, history, {**about, "final": asdict(final)})
     distributed.stop()
+
+
+def write_results(folder: Path, model: nn.Module, history: History, about: dict) -> None:
+    """The weights last: where they are, the rest is, too."""
+    history.save(folder / "history.json")
+    write_atomically(folder / "run.json", json.dumps(about, indent=1) + "\n")
+    save_checkpoint(model, folder / "final.safetensors")
 
 
 def _say(line: str) -> None:
@@ -274,8 +273,9 @@ def evaluator(data: PretrainingData, batch_size: int, loss_fn, context_length: i
 
     def evaluate(model: nn.Module, max_tokens: int | None = None) -> Evaluation:
         batches = windows_in_order(data.validation, batch_size, context_length, max_tokens)
-        lengths = data.bytes_per_token, data.characters_per_token
-        return evaluate_loss(model, batches, loss_fn, *lengths)
+        return evaluate_loss(
+            model, batches, loss_fn, data.bytes_per_token, data.characters_per_token
+        )
 
     return evaluate
 

@@ -74,32 +74,25 @@ def train(
     run = Run(model, optimizer, batches, settings)
     if checkpoints:
         checkpoints.begin(run, resume)
-    history, stream, unsaved = run.history, without_end(batches), False
+    history, stream = run.history, without_end(batches)
     watch = LossWatch(history.losses, settings.stop_on_explosion)
     with training_mode(model), ProgressBar(run, progress) as bar:
         look = Observer(run, evaluate, sample, report or bar.say)
+        save = Saver(run, checkpoints, watch)
         look(step=len(history.steps))
         for step in range(len(history.steps) + 1, settings.n_steps + 1):
             begun, position = perf_counter(), data_position(batches, step)
-            rate = set_learning_rate(optimizer, learning_rate_at(step, settings))
             loss, n_tokens = accumulate_gradients(objective, stream, settings)
             norm = clip_gradients(model, settings.clip_norm)
             loss, norm = torch.stack([loss, norm]).tolist()  # a GPU is waited for once
             if problem := watch.problem(loss, norm):
                 raise TrainingDiverged(step, problem, position, checkpoints)
-            optimizer.step()
-            optimizer.zero_grad()
+            rate = update_weights(optimizer, learning_rate_at(step, settings))
             speed = n_tokens / (perf_counter() - begun)
             history.steps.append(Step(step, loss, rate, norm, speed))
             look(step)
-            unsaved |= is_due(step, settings.checkpoint_every, settings)
-            if checkpoints and unsaved and (watch.calm or step == settings.n_steps):
-                if not finite_weights(model):
-                    raise TrainingDiverged(step, "weights are not finite", position, checkpoints)
-                checkpoints.save(run)
-                unsaved = False
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
+            save(step, position)
+            bar.advance(loss)
     return history
 
 
@@ -128,13 +121,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """The same rate for all parameters; returned again."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
 
 
 def without_end(batches: Iterable) -> Iterator:
@@ -177,9 +163,13 @@ def clip_gradients(model: nn.Module, longest: float | None) -> Tensor:
     return distributed.whole(nn.utils.clip_grad_norm_(model.parameters(), longest)).float()
 
 
-def finite_weights(model: nn.Module) -> bool:
-    """Whether every weight is a number."""
-    return bool(distributed.whole(nn.utils.get_total_norm(model.parameters())).isfinite())
+def update_weights(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """One step of the optimizer at this learning rate, which is returned; no gradient is left."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return rate
 
 
 def data_position(batches: Iterable, step: int) -> dict:
@@ -192,7 +182,7 @@ def is_due(step: int, every: int | None, settings: TrainingSettings) -> bool:
     return step in (0, settings.n_steps) or (every is not None and step % every == 0)
 
 
-# --------------------------------------------------------------------------------- looking at it
+# ------------------------------------------------------------------------------- around the steps
 
 
 class Observer:
@@ -219,6 +209,29 @@ class Observer:
     def _say(self, text: str) -> None:
         if distributed.rank() == 0:
             self.report(text)
+
+
+class Saver:
+    """Saves when it is due, but nothing that has gone wrong: while the loss is up, it waits."""
+
+    def __init__(self, run: Run, checkpoints: Checkpoints | None, watch: LossWatch):
+        self.run, self.checkpoints, self.watch = run, checkpoints, watch
+        self.due = False
+
+    def __call__(self, step: int, position: dict) -> None:
+        settings = self.run.settings
+        self.due |= is_due(step, settings.checkpoint_every, settings)
+        if self.checkpoints and self.due and (self.watch.calm or step == settings.n_steps):
+            if not finite_weights(self.run.model):
+                problem = "the weights are no longer finite"
+                raise TrainingDiverged(step, problem, position, self.checkpoints)
+            self.checkpoints.save(self.run)
+            self.due = False
+
+
+def finite_weights(model: nn.Module) -> bool:
+    """Whether every weight is a number."""
+    return bool(distributed.whole(nn.utils.get_total_norm(model.parameters())).isfinite())
 
 
 @contextmanager
@@ -249,3 +262,8 @@ class ProgressBar(tqdm):
         """A line on stderr above the bar; nothing where there is no bar."""
         if not self.disable:
             self.write(text, file=sys.stderr)
+
+    def advance(self, loss: float) -> None:
+        """One step further."""
+        self.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        self.update()

@@ -11,11 +11,14 @@ from matplotlib.colors import to_rgb
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from common.evaluation import Evaluation
+from common.history import History, Step
 from common.plotting import (
     COLORS,
     STYLE,
     heatmap,
     house_style,
+    plot_history,
     plot_losses,
     plot_next_tokens,
     visible,
@@ -113,6 +116,26 @@ def test_losses_may_be_a_tensor_and_go_into_given_axes():
     assert plot_losses({"a": torch.tensor([1.0, 0.5])}, ax=right) is right
     assert right.lines[0].get_ydata().tolist() == [1.0, 0.5]
     assert not left.lines
+
+
+def test_a_history_is_drawn_with_its_mean_and_its_evaluations():
+    losses = [10.0, 8.0] * 20
+    steps = [Step(n, loss, 1e-3, 1.0, 1.0) for n, loss in enumerate(losses, 1)]
+    evaluations = {step: Evaluation.of(loss, None, None) for step, loss in ((0, 11.0), (40, 9.5))}
+    ax = plot_history(History(steps, evaluations), title="T")
+    noisy, mean, validation = ax.lines
+    assert noisy.get_xydata().tolist() == [[n, loss] for n, loss in enumerate(losses, 1)]
+    assert mean.get_xydata().tolist() == [[n, 9.0] for n in range(2, 41)], "of the last two each"
+    assert validation.get_xydata().tolist() == [[0, 11], [40, 9.5]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["training", "validation"]
+    assert "nats" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_a_short_history_is_drawn_as_it_is(n):
+    ax = plot_history(History([Step(i, 2.0, 1e-3, 1.0, 1.0) for i in range(1, n + 1)]))
+    assert len(ax.lines) == 1
+    assert len(ax.lines[0].get_xdata()) == n
 
 
 def test_next_tokens_are_sorted_and_cut():
