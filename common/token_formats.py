@@ -204,7 +204,8 @@ def read_gguf(path: Path, metadata: Mapping, vocab_size: int) -> tuple[BPETokeni
     special = {token: i for i, (token, kind) in enumerate(known) if kind != NORMAL}
     vocab = {i: from_printable(token) for i, (token, kind) in enumerate(known) if kind == NORMAL}
     ids = {role: table.get(f"{name}_token_id") for role, name in GGUF_ROLES.items()}
-    ids = {role: i if i in special.values() else None for role, i in ids.items()}
+    known_ids = set(special.values())
+    ids = {role: i if type(i) is int and i in known_ids else None for role, i in ids.items()}
     template = metadata.get("tokenizer.chat_template")
     roles = Roles(**ids, chat_template=template if isinstance(template, str) else None)
     return BPETokenizer(map(parse_merge, merges), special, vocab, pattern), roles

@@ -169,3 +169,61 @@ def test_help_names_the_commands(capsys):
     assert status == 0
     assert "doctor" in out
     assert "fetch" in out
+
+
+# ------------------------------------------------------------------------------------------ convert
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    from common.gpt import GPT, GPTConfig
+    from common.weights import save_checkpoint
+
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(GPT(GPTConfig(50_257, 8, d_model=4, n_layers=1, n_heads=2)), path)
+    return str(path)
+
+
+def test_converts(capsys, checkpoint, tmp_path):
+    from common.weights import load_pretrained
+
+    out = tmp_path / "out"
+    arguments = ["convert", checkpoint, "--to", "transformers", "--out", str(out)]
+    status, printed, err = run(capsys, *arguments, "--tokenizer", "smollm2-135m")
+    assert (status, err) == (0, "")
+    lines = printed.splitlines()
+    names = [line.split("  ")[0] for line in lines[:-1]]
+    assert sorted(names) == sorted(str(file) for file in out.iterdir())
+    size = (out / "model.safetensors").stat().st_size
+    assert f"{out / 'model.safetensors'}  {size / 1000:.0f} kB" in lines
+    assert lines[-1].split()[1:3] == ["MB", "in"]
+    assert load_pretrained(out)[1].encode("Hello world") == [19_556, 905]
+    status, _, err = run(capsys, *arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "is there already: name another folder, or replace it by --force" in err
+    status, printed, _ = run(capsys, *arguments, "--force", "--dtype", "float16")
+    assert status == 0
+    assert (out / "model.safetensors").stat().st_size < 0.6 * size
+    assert not (out / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["nowhere", "--to", "gguf"], 1, "course: nowhere: no such file or folder"),
+        (["gpt2-355m", "--to", "gguf"], 1, "course: 'gpt2-355m' (GPT-2"),
+        ([__file__, "--to", "gguf"], 1, "it is no sound safetensors file"),
+        (["CHECKPOINT", "--to", "gguf", "--tokenizer", "CHECKPOINT"], 1, "has no tokenizer"),
+        (["CHECKPOINT", "--to", "numpy", "--dtype", "bfloat16"], 1, "NumPy has no bfloat16"),
+        (["CHECKPOINT", "--to", "onnx"], 2, "invalid choice: 'onnx'"),
+        (["CHECKPOINT"], 2, "required: --to"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_converted(capsys, checkpoint, tmp_path, arguments, status, says):
+    arguments = [checkpoint if word == "CHECKPOINT" else word for word in arguments]
+    code, out, err = run(capsys, "convert", *arguments, "--out", str(tmp_path / "out"))
+    assert (code, out) == (status, "")
+    assert says in err
+    assert status == 2 or err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
