@@ -68,8 +68,8 @@ def export(
     line, if the disk is full; WeightsFileError if the source turns out to be damaged.
     """
     if to not in FORMATS or dtype not in DTYPES:
-        raise ExportError(f"to={to!r}, dtype={dtype!r}: there are {', '.join(FORMATS)}, in"
-                          f" {', '.join(DTYPES)}")  # fmt: skip
+        known = f"there are {', '.join(FORMATS)}, in {', '.join(DTYPES)}"
+        raise ExportError(f"to={to!r}, dtype={dtype!r}: {known}")
     config, tokenizer = pretrained.config, pretrained.tokenizer
     if tokenizer and tokenizer.vocab_size > config.vocab_size:
         raise ExportError(
@@ -133,11 +133,9 @@ def _make(pretrained: Pretrained, layout: Layout, names: list[str], dtype: torch
     parts = [pretrained.read(name) for name in names]
     stored = layout.to_stored(names[0], parts, pretrained.config.head_dim)
     rounded = stored.to(dtype)
-    if dtype is not stored.dtype and bool((rounded.isinf() & ~stored.isinf()).any()):
-        raise ExportError(
-            f"'{names[0]}' has weights beyond the largest number of {dtype}".replace("torch.", "")
-            + ": choose bfloat16 or float32"
-        )
+    if dtype is torch.float16 and bool((rounded.isinf() & ~stored.isinf()).any()):
+        beyond = "has weights beyond the largest number of float16, 65,504"
+        raise ExportError(f"'{names[0]}' {beyond}: choose bfloat16 or float32")
     return rounded
 
 

@@ -48,7 +48,9 @@ class Push:
         lines += [f"  {name:<{width}}  {readable(size):>8}" for name, size in sizes.items()]
         if self.left:
             lines.append(f"not uploaded: {', '.join(self.left)}")
-        whose = "as it is in the folder" if self.is_own_card else "made from these files"
+        whose = "made from these files"
+        if self.is_own_card:
+            whose = "as it is in the folder (without it, one is made)"
         return "\n".join([*lines, "", f"{CARD}, {whose}:", "", self.card])
 
 

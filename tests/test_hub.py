@@ -173,7 +173,7 @@ def test_a_single_file_goes_with_what_belongs_to_it(hub, tmp_path, capsys):
     path = tmp_path / "final.safetensors"
     status, out, _ = run(capsys, path, "--repo", "ada/engine", "--yes", "--public")
     assert status == 0
-    assert "README.md, as it is in the folder:" in out
+    assert "README.md, as it is in the folder (without it, one is made):" in out
     assert "(public)" in out
     assert hub.created[0]["private"] is False
     assert {*hub.files} == {"final.safetensors", "history.csv", "README.md"}
