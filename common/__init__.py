@@ -43,6 +43,7 @@ rooms above it, never from those below.
     checkpoint      a run on disk: stopped at any moment, it goes on exactly
     training        the loop: any model, any loss, accumulated, clipped, watched
     pretraining_data  texts to a held-out part, a tokenizer, token shards
+    pretrain_options  what can be typed after the command, and the settings it makes
     pretrain        the command that ties them together, on one process or many
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch

@@ -5,7 +5,8 @@
 
 One file per checkpoint, in the safetensors format, which holds numbers and no code: the weights,
 what the optimizer remembers of each, every state of chance, the place in the data, the history. On
-a CPU the rest of the run is the same bit for bit; on a GPU, as far as its kernels are.
+a CPU, with as many threads, the rest of the run is the same bit for bit; on a GPU, as far as its
+kernels are.
 
 A file is complete or not there: it is written under another name, flushed to the disk and renamed.
 A checksum over everything in it finds what a disk or a copy has damaged since.
@@ -94,17 +95,18 @@ class Checkpoints:
         Raises OSError, in one line, where it can't be written; older checkpoints stay untouched.
         """
         tensors, state = _contents(run, self.config)
-        if distributed.rank() == 0:
-            path = self.folder / f"step_{state['step']:08}.safetensors"
-            try:
-                _write(path, tensors, state)
-            except OSError as error:
-                why = os.strerror(error.errno).lower()
-                last = f"the last good checkpoint is {self.latest}" if self.latest else "none is"
-                line = f"step {state['step']} was not saved ({why}); {last}; mend that and resume"
-                raise OSError(error.errno, line, str(path)) from None
-            for old in self.paths()[: -self.keep]:
-                old.unlink()
+        distributed.from_first(lambda: self._add(tensors, state))
+
+    def _add(self, tensors: dict[str, Tensor], state: dict) -> None:
+        path = self.folder / f"step_{state['step']:08}.safetensors"
+        try:
+            _write(path, tensors, state)
+        except OSError as error:
+            why, last = os.strerror(error.errno).lower(), self.latest or "none"
+            line = f"step {state['step']} was not saved ({why}); the last good checkpoint is {last}"
+            raise OSError(error.errno, f"{line}; mend that and resume", str(path)) from None
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
 
     def _newest_sound(self) -> Path | None:
         """The last checkpoint that can be read; later ones get another name, and a line is said."""

@@ -77,14 +77,27 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def from_first(make: Callable[[], object]):
-    """What `make()` returns on rank 0, on all ranks. The others wait, for as long as it takes."""
+    """What `make()` returns or raises on rank 0, on all ranks. They wait as long as it takes."""
     if not _running():
         return make()
     patient = dist.new_group(backend="gloo", timeout=PATIENCE)
-    box = [make() if rank() == 0 else None]
+    box = [None, None]  # what is returned, what is raised
+    if rank() == 0:
+        try:
+            box[0] = make()
+        except Exception as error:
+            error.by_first = True
+            box[1] = error
     dist.broadcast_object_list(box, src=0, group=patient, device=torch.device("cpu"))
     dist.destroy_process_group(patient)
+    if box[1] is not None:
+        raise box[1]
     return box[0]
+
+
+def is_everyones(error: BaseException) -> bool:
+    """Whether an error is what rank 0 raised in `from_first`, and so the same on all ranks."""
+    return getattr(error, "by_first", False)
 
 
 def gathered(thing) -> list:

@@ -36,8 +36,8 @@ from common.gpt import GPT, PRESETS, GPTConfig, count_parameters
 from common.history import History
 from common.losses import loss_bytes
 from common.objectives import next_token_loss, objective_loss
+from common.pretrain_options import build_parser, check, settings_of
 from common.pretraining_data import (
-    CORPORA,
     PretrainingData,
     Texts,
     open_data,
@@ -46,50 +46,10 @@ from common.pretraining_data import (
 )
 from common.tokenizer import END_OF_TEXT, BPETokenizer
 from common.tokenizer_file import write_atomically
-from common.training import TrainingDiverged, TrainingSettings, train
+from common.training import TrainingDiverged, train
 from common.weights import save_checkpoint
 
 LARGE = 512 << 20  # bytes for head and loss from which on they are taken in chunks
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """All options and their defaults."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.pretrain",
-        description="Pretrain a GPT on text.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    corpora = " or ".join(CORPORA)
-    add("--text", nargs="+", required=True, metavar="FILE", help=f"files, folders, or {corpora}")
-    add("--validation", nargs="+", default=[], metavar="FILE", help="instead of a part of --text")
-    add("--out", required=True, metavar="DIR", help="everything the run makes goes there")
-    add("--config", default="tiny", choices=list(PRESETS), help="which model")
-    add("--context-length", type=int, metavar="T", help="instead of the model's own")
-    add("--tokenizer", metavar="FILE", help='tokenizer.json, or "gpt2"; else one is trained')
-    add("--vocab-size", type=int, default=4096, metavar="V", help="of a tokenizer to be trained")
-    add("--workers", type=int, default=0, metavar="N", help="processes that tokenize")
-    add("--steps", type=int, default=1000, metavar="N", help="updates of the weights")
-    add("--batch-size", type=int, default=8, metavar="B", help="windows, per process and pass")
-    add("--accumulation", type=int, default=1, metavar="N", help="passes per step")
-    add("--learning-rate", type=float, default=1e-3, metavar="X", help="at its highest")
-    add("--schedule", default="cosine", choices=["cosine", "wsd", "constant"])
-    add("--warmup", type=int, metavar="N", help="steps; default: a twentieth of all")
-    add("--decay", type=int, metavar="N", help="steps, of wsd; default: a fifth of all")
-    add("--weight-decay", type=float, default=0.1, metavar="X")
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of matrix products")
-    add("--seed", type=int, default=0, metavar="S", help="of the weights and of the data's order")
-    add("--checkpoint-every", type=int, metavar="K", help="steps; default: a tenth of all")
-    add("--keep", type=int, default=3, metavar="N", help="checkpoints")
-    add("--evaluate-every", type=int, metavar="K", help="steps; default: a tenth of all")
-    add("--evaluate-tokens", type=int, default=100_000, metavar="N", help="at most, but at the end")
-    add("--prompt", default="", help="what the samples begin with")
-    add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    add("--device", help="cuda, mps or cpu; default: the best that there is")
-    add("--threads", type=int, metavar="N", help="CPU threads per process")
-    add("--timeout", type=float, default=300.0, metavar="S", help="seconds for a silent process")
-    add("--fsdp", action="store_true", help="shard the model over the processes")
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TrainingDiverged, AssetUnavailable) as error:
         _complain(str(error), distributed.rank() == 0)  # it is the same on all ranks
     except OSError as error:
-        _complain(str(error))
+        line = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _complain(line, distributed.rank() == 0 or not distributed.is_everyones(error))
     except KeyboardInterrupt as error:
         _complain(f"stopped{error}{_how_to_go_on(arguments)}", distributed.rank() == 0)
     except RuntimeError as error:
@@ -138,8 +99,7 @@ def _stop(signal_number, frame):
 
 def pretrain(arguments: argparse.Namespace, command: str) -> None:
     """Prepare, train, evaluate, write. Raises what `main` turns into a line."""
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    check(arguments)
     texts, settings = Texts(arguments.text, arguments.validation), settings_of(arguments)
     device = distributed.start(pick_device(arguments.device), arguments.timeout)
     data = open_data(distributed.from_first(lambda: _prepare(arguments, texts)))
@@ -210,31 +170,15 @@ def _prepare(arguments: argparse.Namespace, texts: Texts) -> Path:
     )
 
 
-def settings_of(arguments: argparse.Namespace) -> TrainingSettings:
-    """The settings that the command line asks for; raises ValueError for impossible ones."""
-    tenth = max(arguments.steps // 10, 1)
-    every = arguments.evaluate_every or tenth
-    return TrainingSettings(
-        n_steps=arguments.steps,
-        learning_rate=arguments.learning_rate,
-        schedule=arguments.schedule,
-        warmup_steps=arguments.steps // 20 if arguments.warmup is None else arguments.warmup,
-        decay_steps=arguments.decay,
-        weight_decay=arguments.weight_decay,
-        accumulation_steps=arguments.accumulation,
-        dtype=arguments.dtype,
-        evaluate_every=every,
-        sample_every=every,
-        checkpoint_every=arguments.checkpoint_every or tenth,
-    )
-
-
 def config_of(arguments: argparse.Namespace, data: PretrainingData) -> GPTConfig:
     """The preset, with the tokenizer's vocabulary and the context that was asked for."""
     preset = PRESETS[arguments.config]
-    context_length = arguments.context_length or preset.context_length
-    vocab_size = data.tokenizer.vocab_size
-    return replace(preset, vocab_size=vocab_size, context_length=context_length)
+    context_length = arguments.context_length
+    return replace(
+        preset,
+        vocab_size=data.tokenizer.vocab_size,
+        context_length=preset.context_length if context_length is None else context_length,
+    )
 
 
 def build_model(config: GPTConfig, seed: int, device: torch.device, sharded: bool) -> nn.Module:

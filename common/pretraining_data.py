@@ -71,9 +71,8 @@ class Texts:
         for name in (*self.train, *self.validation):
             if name not in CORPORA and not Path(name).exists():
                 raise ValueError(f"{name}: no such file, and no corpus ({', '.join(CORPORA)})")
-        if (len(self.train) > 1 and CORPORA.keys() & set(self.train)) or (
-            CORPORA.keys() & set(self.validation)
-        ):
+        named = CORPORA.keys() & {*self.train, *self.validation}
+        if named and (len(self.train) > 1 or not named <= set(self.train)):
             raise ValueError("a corpus by its name stands alone, and brings its own validation")
 
     def sides(self) -> tuple[Documents, Documents]:
@@ -248,7 +247,7 @@ def open_data(folder: str | Path) -> PretrainingData:
         validation,
         record.validation_bytes / len(validation),
         record.validation_characters / len(validation),
-        {"text": record.text, "tokenizer": record.tokenizer},
+        {"text": record.text, "tokenizer": record.tokenizer, "shards": train.fingerprint},
     )
 
 

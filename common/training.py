@@ -72,13 +72,11 @@ def train(
         parameter_groups(model, settings.weight_decay), betas=settings.betas, fused=True
     )
     run = Run(model, optimizer, batches, settings)
-    if checkpoints:
-        checkpoints.begin(run, resume)
+    save = Saver(run, checkpoints, resume)
     history, stream = run.history, without_end(batches)
     watch = LossWatch(history.losses, settings.stop_on_explosion)
     with training_mode(model), ProgressBar(run, progress) as bar:
         look = Observer(run, evaluate, sample, report or bar.say)
-        save = Saver(run, checkpoints, watch)
         look(step=len(history.steps))
         for step in range(len(history.steps) + 1, settings.n_steps + 1):
             begun, position = perf_counter(), data_position(batches, step)
@@ -91,7 +89,7 @@ def train(
             speed = n_tokens / (perf_counter() - begun)
             history.steps.append(Step(step, loss, rate, norm, speed))
             look(step)
-            save(step, position)
+            save(step, position, watch.calm)
             bar.advance(loss)
     return history
 
@@ -214,14 +212,17 @@ class Observer:
 class Saver:
     """Saves when it is due, but nothing that has gone wrong: while the loss is up, it waits."""
 
-    def __init__(self, run: Run, checkpoints: Checkpoints | None, watch: LossWatch):
-        self.run, self.checkpoints, self.watch = run, checkpoints, watch
-        self.due = False
+    def __init__(self, run: Run, checkpoints: Checkpoints | None, resume: bool):
+        self.run, self.checkpoints, self.due = run, checkpoints, False
+        if checkpoints:
+            checkpoints.begin(run, resume)
+        elif resume:
+            raise ValueError("there is nothing to resume from: pass checkpoints, too")
 
-    def __call__(self, step: int, position: dict) -> None:
+    def __call__(self, step: int, position: dict, calm: bool) -> None:
         settings = self.run.settings
         self.due |= is_due(step, settings.checkpoint_every, settings)
-        if self.checkpoints and self.due and (self.watch.calm or step == settings.n_steps):
+        if self.checkpoints and self.due and (calm or step == settings.n_steps):
             if not finite_weights(self.run.model):
                 problem = "the weights are no longer finite"
                 raise TrainingDiverged(step, problem, position, self.checkpoints)

@@ -14,7 +14,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_training import Batches, loss_fn, make
 from torch import nn
 
@@ -62,7 +62,7 @@ def write_run(folder: Path, announce: bool = False) -> None:
     if announce:
         Path(folder, "started").touch()
     model, history = complete_run(folder / "checkpoints")
-    torch.save(model.state_dict(), folder / "final.pt")
+    save_file(model.state_dict(), folder / "final.safetensors")
     history.save(folder / "history.json")
 
 
@@ -74,7 +74,7 @@ def uninterrupted(tmp_path_factory):
 
 def assert_same(folder: Path, uninterrupted, looked_at_too: bool = True) -> None:
     model, history = uninterrupted
-    weights = torch.load(folder / "final.pt")
+    weights = load_file(folder / "final.safetensors")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[name]), f"{name} is not the same, bit for bit"
     resumed = History.load(folder / "history.json")
@@ -84,7 +84,10 @@ def assert_same(folder: Path, uninterrupted, looked_at_too: bool = True) -> None
 
 # --- Killed
 
+needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGKILL")
 
+
+@needs_kill
 def test_killed_at_random_moments(uninterrupted, tmp_path):
     moments, kills = random.Random(0), 0
     for attempt in range(25):
@@ -139,6 +142,7 @@ def write_run_and_die(folder: Path, target: str, by, when: int) -> None:
     write_run(folder)
 
 
+@needs_kill
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_while_writing_a_checkpoint(moment, uninterrupted, tmp_path):
     for when in (1, 3):

@@ -21,7 +21,7 @@ from common.checkpoint import Checkpoints
 from common.gpt import PRESETS
 from common.history import History
 from common.objectives import next_token_loss, objective_loss
-from common.pretrain import build_parser, choose_loss, main, settings_of
+from common.pretrain import choose_loss, main
 from common.pretraining_data import open_data
 from common.weights import load_pretrained
 
@@ -92,20 +92,9 @@ def test_the_loss_is_chosen_by_what_it_would_hold():
     assert choose_loss(PRESETS["gpt2-124m"], 8)[0] is next_token_loss
 
 
-def test_options_arrive():
-    options = (
-        "--text a --out b --steps 200 --learning-rate 2 --schedule wsd --decay 10 --warmup 3 "
-        "--accumulation 4 --dtype bfloat16 --weight-decay 0.5 --checkpoint-every 7"
-    )
-    parsed = build_parser().parse_args(shlex.split(options))
-    found = settings_of(parsed)
-    assert (found.n_steps, found.learning_rate, found.schedule) == (200, 2.0, "wsd")
-    assert (found.decay_steps, found.warmup_steps, found.accumulation_steps) == (10, 3, 4)
-    assert (found.dtype, found.weight_decay, found.checkpoint_every) == ("bfloat16", 0.5, 7)
-    assert found.evaluate_every == found.sample_every == 20
-
-
 # --- Killed
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGKILL")
 
 
 def run_main(arguments: list[str], stderr: Path) -> None:
@@ -123,6 +112,7 @@ def wait_for(found, seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
+@needs_signals
 @pytest.mark.parametrize("step", [2, 4])
 def test_killed_and_resumed_it_writes_the_same_weights(step, story, finished, tmp_path):
     out = tmp_path / "run"
@@ -162,6 +152,7 @@ def test_torchrun_equals_one_process_with_accumulation(story, tmp_path):
     torch.testing.assert_close(resumed["final_norm.weight"], two["final_norm.weight"])
 
 
+@needs_signals
 def test_a_rank_that_is_killed_stops_the_other_with_one_line(story, tmp_path):
     out = tmp_path / "run"
     arguments = command(story, out, "--steps", "100000", "--checkpoint-every", "2")
@@ -175,8 +166,36 @@ def test_a_rank_that_is_killed_stops_the_other_with_one_line(story, tmp_path):
     assert said.endswith(f"--resume goes on from {last.stem}")
 
 
-def run_main_as_rank(arguments: list[str], folder: Path) -> None:
+def run_main_as_rank(arguments: list[str], folder: Path, limit: int | None = None) -> None:
+    if limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     run_main(arguments, folder / f"stderr{os.environ['RANK']}")
+
+
+@needs_signals
+def test_a_full_disk_stops_both_and_rank_0_says_why(story, tmp_path):
+    arguments = command(story, tmp_path / "run")
+    pair = processes.ranks(2, run_main_as_rank, arguments, tmp_path, 1_000_000)
+    assert processes.join(pair) == [1, 1]
+    said = (tmp_path / "stderr0").read_text()
+    assert "step 2 was not saved (file too large); the last good checkpoint is none" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "stderr1").read_text() == ""
+
+
+@needs_signals
+def test_asked_to_stop_it_says_how_to_go_on(story, tmp_path):
+    out = tmp_path / "run"
+    arguments = command(story, out, "--steps", "100000")
+    process = processes.start(run_main, arguments, tmp_path / "stderr")
+    wait_for(lambda: Checkpoints(out / "checkpoints").paths())
+    process.terminate()
+    assert processes.join([process]) == [1]
+    said = (tmp_path / "stderr").read_text()
+    assert said.startswith("pretrain: stopped by SIGTERM")
+    assert "--resume goes on from step_" in said
 
 
 # --- What is wrong
@@ -215,6 +234,9 @@ def complaint(arguments: list[str], capsys) -> str:
         (["--tokenizer", __file__], "damaged, or no tokenizer"),
         (["--device", "abacus"], "no device is called 'abacus'"),
         (["--keep", "0"], "keep is 0"),
+        (["--threads", "-1"], "--threads is -1, it must be above 0"),
+        (["--timeout", "0"], "--timeout is 0.0, it must be above 0"),
+        (["--context-length", "0"], "context_length is 0"),
     ],
 )
 def test_nonsense_stops_with_one_line(others, says, story, copy, capsys):

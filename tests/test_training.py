@@ -249,6 +249,11 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_can_be_resumed_from_nowhere():
+    with pytest.raises(ValueError, match="nothing to resume from: pass checkpoints"):
+        run(make(), settings(3), resume=True)
+
+
 def test_dropout_is_on_while_training():
     with_dropout, without = make(0.5), make(0.0)
     without.load_state_dict(copy.deepcopy(with_dropout.state_dict()))
