@@ -88,8 +88,9 @@ def test_every_format_comes_back_bit_for_bit(config, to, tokenizer, tmp_path):
     assert again.tokenizer.vocab == tokenizer.vocab
     assert again.tokenizer.special_tokens == tokenizer.special_tokens
     assert_same_weights(again, weights_of(model))
-    loaded, _ = load_pretrained(tmp_path / "out")
-    assert_same_logits(loaded, lambda ids: type("", (), {"logits": as_model(model)(ids)}))
+    ids = torch.arange(2 * 16).view(2, 16)
+    with torch.no_grad():
+        assert torch.equal(load_pretrained(tmp_path / "out")[0](ids), as_model(model)(ids))
 
 
 def as_model(pretrained: Pretrained) -> GPT:

@@ -7,6 +7,9 @@ import json
 import pickle
 import random
 import shutil
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
 from unicodedata import ucd_3_2_0
 
 import gguf
@@ -276,6 +279,72 @@ def test_pickles_are_refused_whatever_they_are_called(tmp_path):
         assert_refused(tmp_path / name, "it is a pickle")
         (tmp_path / name).write_bytes(pickle.dumps(weights))
         assert_refused(tmp_path / name, ".safetensors version")
+
+
+class Burglar:
+    """What unpickling it does is up to whoever pickled it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_no_pickle_runs_code_even_if_it_looks_like_ours(tmp_path):
+    file, traces = tmp_path / "model.pt", tmp_path / "traces"
+    config = asdict(TINY)
+    for table in (
+        {"gpt_config": config, "state_dict": {"head.weight": Burglar(traces)}},
+        {"gpt_config": Burglar(traces), "state_dict": GPT(TINY).state_dict()},
+    ):
+        torch.save(table, file)
+        assert_refused(file, "it is a pickle")
+        assert not traces.exists()
+        torch.load(file, weights_only=False)  # what would have happened
+        assert traces.exists()
+        traces.unlink()
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({"gpt_config": asdict(TINY), "state_dict": {}}, "belongs to another file"),
+        ({"gpt_config": {"n_heads": 7}, "state_dict": {}}, "configuration can't be understood"),
+        ({"gpt_config": [1], "state_dict": {}}, "configuration can't be understood"),
+        ({"gpt_config": {}, "state_dict": {"a": torch.ones(2).int()}}, "as torch.int32, not as"),
+        ({"gpt_config": {}, "state_dict": {"a": torch.eye(2).to_sparse()}}, "not as a plain float"),
+        ({"gpt_config": {}, "state_dict": {"a": 1.0}}, "it is a pickle"),
+        ({"state_dict": {"a": torch.ones(2)}}, "it is a pickle"),
+        ([torch.ones(2)], "it is a pickle"),
+    ],
+    ids=["empty", "odd", "list", "integers", "sparse", "numbers", "no configuration", "no table"],
+)
+def test_pytorch_files_that_do_not_belong(table, reason, tmp_path):
+    torch.save(table, tmp_path / "model.pt")
+    assert_refused(tmp_path / "model.pt", reason)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"a": np.ones(2)}, "'gpt_config.json' in the archive"),
+        ({"a": np.ones(2), "gpt_config.json": b"{}"}, "its 'a' is stored as float64"),
+        ({"a": np.array([None]), "gpt_config.json": b"{}"}, "'a.npy' is not an array as numpy"),
+        ({"a": np.ones(2, np.float32), "gpt_config.json": b"[1]"}, "can't be understood"),
+        ({"a": np.ones(2, np.float32), "gpt_config.json": b"{}"}, "belongs to another file"),
+    ],
+    ids=["no configuration", "float64", "objects", "list", "another"],
+)
+def test_numpy_files_that_do_not_belong(arrays, reason, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.npz", "w") as archive:
+        for name, value in arrays.items():
+            if isinstance(value, bytes):
+                archive.writestr(name, value)
+            else:
+                with archive.open(f"{name}.npy", "w") as stream:
+                    np.lib.format.write_array(stream, value)
+    assert_refused(tmp_path / "model.npz", reason)
 
 
 @pytest.mark.parametrize(
