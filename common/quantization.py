@@ -33,7 +33,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 class Int8Product:
     """The forward pass of a linear layer: a single vector by 8-bit weights, more than one exactly.
 
-    x (B, ..., M) float32 -> (B, ..., N) float32. Raises RuntimeError where PyTorch has no such kernels.
+    x (B, ..., M) float32 -> (B, ..., N) float32. Raises RuntimeError where PyTorch has no kernels.
     """
 
     def __init__(self, layer: nn.Linear | TiedHead):
