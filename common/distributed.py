@@ -154,6 +154,7 @@ def shard(
     """Spread a model over the devices of all ranks, in place: PyTorch's `fully_shard` (FSDP2).
 
     blocks:  parts that are gathered whole one after the other, when it is their turn
+    device:  where this rank keeps its share; the model itself may be too large for it
     methods: names of methods, other than `forward`, by which the model is called from outside
 
     Raises ValueError without other processes.
@@ -164,11 +165,16 @@ def shard(
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (world_size(),))
+    blocks = list(blocks)
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     for name in methods:
         register_fsdp_forward_method(model, name)
+    for part in (model, *blocks):
+        # Gathered once now: memory that is made in inference mode can't be trained with later.
+        part.unshard()
+        part.reshard()
     return model
 
 

@@ -153,6 +153,26 @@ def speak(folder: Path) -> None:
     distributed.stop()
 
 
+def sample_first(folder: Path) -> None:
+    """Sampling happens in inference mode, whose memory is of no use in training."""
+    device = distributed.start(torch.device("cpu"), 20)
+    torch.manual_seed(0)
+    plain, sharded = GPT(CONFIG), GPT(CONFIG)
+    sharded.load_state_dict(plain.state_dict())
+    distributed.shard(sharded, sharded.blocks, device, methods=["hidden"])
+    assert torch.equal(generate(sharded, [[1, 2]], 12), generate(plain, [[1, 2]], 12))
+    ids = torch.arange(9)[None]
+    for model in (plain, sharded):
+        next_token_loss(model, ids[:, :-1], ids[:, 1:]).backward()
+    for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
+        assert_close(a.grad, distributed.whole(b.grad))
+    distributed.stop()
+
+
+def test_a_sharded_model_may_be_sampled_first(tmp_path):
+    assert processes.join(processes.ranks(2, sample_first, tmp_path)) == [0, 0]
+
+
 def test_what_they_say_arrives(tmp_path):
     assert processes.join(processes.ranks(2, speak, tmp_path)) == [0, 0]
 

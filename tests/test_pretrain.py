@@ -152,6 +152,17 @@ def test_torchrun_equals_one_process_with_accumulation(story, tmp_path):
     torch.testing.assert_close(resumed["final_norm.weight"], two["final_norm.weight"])
 
 
+def test_a_sharded_model_ends_as_a_whole_one(story, tmp_path):
+    arguments = command(story, tmp_path / "two", "--fsdp")
+    pair = processes.ranks(2, run_main_as_rank, arguments, tmp_path)
+    assert processes.join(pair) == [0, 0]
+    assert main(command(story, tmp_path / "one", "--accumulation", "2")) == 0
+    (two, _), (one, _) = (load_pretrained(tmp_path / name) for name in ("two", "one"))
+    torch.testing.assert_close(two.head.weight, one.head.weight, rtol=1e-3, atol=2e-5)
+    final = [json.loads((tmp_path / n / "run.json").read_text())["final"] for n in ("two", "one")]
+    assert final[0] == pytest.approx(final[1], rel=1e-4)
+
+
 @needs_signals
 def test_a_rank_that_is_killed_stops_the_other_with_one_line(story, tmp_path):
     out = tmp_path / "run"
