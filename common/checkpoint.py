@@ -22,6 +22,7 @@ import sys
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from common.history import History
 from common.schedule import TrainingSettings
 
 FORMAT = "training run, version 1"
+SLOWEST_DISK = timedelta(minutes=30)  # for one checkpoint
 Contents = tuple[dict[str, Tensor], dict]  # what is numbers, and what is JSON
 
 
@@ -95,7 +97,7 @@ class Checkpoints:
         Raises OSError, in one line, where it can't be written; older checkpoints stay untouched.
         """
         tensors, state = _contents(run, self.config)
-        distributed.from_first(lambda: self._add(tensors, state))
+        distributed.from_first(lambda: self._add(tensors, state), patience=SLOWEST_DISK)
 
     def _add(self, tensors: dict[str, Tensor], state: dict) -> None:
         path = self.folder / f"step_{state['step']:08}.safetensors"

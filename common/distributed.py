@@ -76,11 +76,11 @@ def total(tensor: Tensor) -> Tensor:
     return summed.to(tensor.device)
 
 
-def from_first(make: Callable[[], object]):
-    """What `make()` returns or raises on rank 0, on all ranks. They wait as long as it takes."""
+def from_first(make: Callable[[], object], patience: timedelta = PATIENCE):
+    """What `make()` returns or raises on rank 0, on all ranks; they wait for it with `patience`."""
     if not _running():
         return make()
-    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    patient = dist.new_group(backend="gloo", timeout=patience)
     box = [None, None]  # what is returned, what is raised
     if rank() == 0:
         try:
@@ -135,6 +135,8 @@ def gradients_shared(objective: nn.Module, now: bool) -> AbstractContextManager:
 
     All but the last of several batches that make one step can keep theirs to themselves.
     """
+    if world_size() == 1:
+        return nullcontext()
     for module in objective.modules():
         if hasattr(module, "set_requires_gradient_sync"):
             module.set_requires_gradient_sync(now)

@@ -46,7 +46,7 @@ from common.pretraining_data import (
 )
 from common.tokenizer import END_OF_TEXT, BPETokenizer
 from common.tokenizer_file import write_atomically
-from common.training import TrainingDiverged, train
+from common.training import TrainingDiverged, TrainingSettings, train
 from common.weights import save_checkpoint
 
 LARGE = 512 << 20  # bytes for head and loss from which on they are taken in chunks
@@ -103,32 +103,41 @@ def pretrain(arguments: argparse.Namespace, command: str) -> None:
     texts, settings = Texts(arguments.text, arguments.validation), settings_of(arguments)
     device = distributed.start(pick_device(arguments.device), arguments.timeout)
     data = open_data(distributed.from_first(lambda: _prepare(arguments, texts)))
-    config = config_of(arguments, data)
-    loss_fn, about_loss = choose_loss(config, arguments.batch_size)
+    if not arguments.prepare_only:
+        train_on(data, device, arguments, settings, command)
+    distributed.stop()
+
+
+def train_on(
+    data: PretrainingData,
+    device: torch.device,
+    arguments: argparse.Namespace,
+    settings: TrainingSettings,
+    command: str,
+) -> None:
+    """All of a run that comes after its data."""
+    rank, size, seed = distributed.rank(), distributed.world_size(), arguments.seed
+    config, batch_size = config_of(arguments, data), arguments.batch_size
+    loss_fn, about_loss = choose_loss(config, batch_size)
     _say(f"model: {arguments.config}, {sum(count_parameters(config).values()):,} parameters")
     _say(f"data: {len(data.train):,} tokens to train on, {len(data.validation):,} held out")
     _say(f"loss: {about_loss}")
-    rank, size = distributed.rank(), distributed.world_size()
-    model = build_model(config, arguments.seed, device, arguments.fsdp)
-    batches = RandomBatches(
-        data.train,
-        batch_size=arguments.batch_size,
-        context_length=config.context_length,
-        seed=arguments.seed,
-        rank=rank,
-        world_size=size,
-    )
-    windows = arguments.batch_size * arguments.accumulation * size  # per step
-    identity = {"model": asdict(config), "data": data.identity, "seed": arguments.seed}
-    identity["windows_per_step"] = windows
-    evaluate = evaluator(data, arguments.batch_size, loss_fn, config.context_length)
+    model = build_model(config, seed, device, arguments.fsdp)
+    context = {"batch_size": batch_size, "context_length": config.context_length}
+    evaluate = evaluator(data, loss_fn, **context)
+    identity = {
+        "model": asdict(config),
+        "data": data.identity,
+        "seed": seed,
+        "windows_per_step": batch_size * arguments.accumulation * size,
+    }
     history = train(
         model,
-        batches,
+        RandomBatches(data.train, **context, seed=seed, rank=rank, world_size=size),
         loss_fn,
         settings,
         evaluate=lambda model: evaluate(model, arguments.evaluate_tokens),
-        sample=sampler_of(data.tokenizer, arguments.prompt, arguments.seed),
+        sample=sampler_of(data.tokenizer, arguments.prompt, seed),
         checkpoints=Checkpoints(Path(arguments.out, "checkpoints"), arguments.keep, identity),
         resume=arguments.resume,
         progress=sys.stderr.isatty(),
@@ -136,12 +145,10 @@ def pretrain(arguments: argparse.Namespace, command: str) -> None:
     )
     final = evaluate(model)
     _say(f"final, on all of the validation text: {final}")
-    tokens = settings.n_steps * windows * config.context_length
-    about = {"command": command, **identity, "settings": asdict(settings), "tokens": tokens}
+    about = {"command": command, **identity, "settings": asdict(settings), "final": asdict(final)}
     whole = whole_model(model, config, arguments.fsdp)
     if rank == 0:
-        write_results(Path(arguments.out), whole, history, {**about, "final": asdict(final)})
-    distributed.stop()
+        write_results(Path(arguments.out), whole, history, about)
 
 
 def write_results(folder: Path, model: nn.Module, history: History, about: dict) -> None:
@@ -212,7 +219,7 @@ def choose_loss(config: GPTConfig, batch_size: int) -> tuple[Callable[..., Tenso
     return next_token_loss, f"cross-entropy in chunks; at once, it would take {plain >> 20} MB"
 
 
-def evaluator(data: PretrainingData, batch_size: int, loss_fn, context_length: int):
+def evaluator(data: PretrainingData, loss_fn, batch_size: int, context_length: int):
     """evaluate(model, max_tokens=None) -> Evaluation, on the validation text; ranks share it."""
 
     def evaluate(model: nn.Module, max_tokens: int | None = None) -> Evaluation:

@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tokenizer", metavar="FILE", help='tokenizer.json, or "gpt2"; else one is trained')
     add("--vocab-size", type=int, default=4096, metavar="V", help="of a tokenizer to be trained")
     add("--workers", type=int, default=0, metavar="N", help="processes that tokenize")
+    add("--prepare-only", action="store_true", help="tokenize, and train another time")
     add("--steps", type=int, default=1000, metavar="N", help="updates of the weights")
     add("--batch-size", type=int, default=8, metavar="B", help="windows, per process and pass")
     add("--accumulation", type=int, default=1, metavar="N", help="passes per step")

@@ -53,6 +53,10 @@ def test_bad_batches_go_on():
     assert stopped_at(losses) is None
 
 
+def test_losing_less_than_half_of_the_progress_goes_on():
+    assert stopped_at(falling(400, noise=0.01) + [5.0] * 100) is None
+
+
 @pytest.mark.parametrize("height", [6.5, 8.0, 1e4])
 def test_a_loss_that_leaps_up_and_stays_stops_within_a_window(height):
     losses = falling(200) + [height] * 50

@@ -69,7 +69,7 @@ def test_the_final_weights_are_a_model_and_the_figures_are_its_own(finished):
     assert about["final"]["loss"] == pytest.approx(nats / (len(stream) - 1), rel=1e-5)
     bits = about["final"]["loss"] / torch.log(torch.tensor(2.0)).item()
     assert about["final"]["bits_per_byte"] == pytest.approx(bits / data.bytes_per_token, rel=1e-5)
-    assert about["tokens"] == 8 * 2 * 16
+    assert about["windows_per_step"] == 2
     assert "--text" in about["command"]
 
 
@@ -85,6 +85,13 @@ def test_one_line_per_evaluation_and_no_bar_where_nobody_looks(story, tmp_path, 
     shown = capsys.readouterr()
     assert shown.out.count("bits per byte") == 4, "three and the final one"
     assert shown.err == ""
+
+
+def test_data_may_be_prepared_first(story, finished, tmp_path):
+    out = tmp_path / "run"
+    assert main(command(story, out, "--prepare-only")) == 0
+    assert {path.name for path in out.iterdir()} == {"data.json", "shards", "tokenizer.json"}
+    assert open_data(out).identity == open_data(finished).identity
 
 
 def test_the_loss_is_chosen_by_what_it_would_hold():
