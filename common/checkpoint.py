@@ -145,9 +145,12 @@ class Checkpoints:
 
 def _contents(run: Run, config) -> Contents:
     """The run as tensors and JSON, the same whatever number of ranks holds it."""
-    tensors = {
-        f"weights.{name}": _for_disk(tensor) for name, tensor in run.model.state_dict().items()
-    }
+    tensors, seen = {}, set()
+    for name, tensor in run.model.state_dict().items():
+        whole = _for_disk(tensor)
+        memory = whole.untyped_storage().data_ptr()
+        tensors[f"weights.{name}"] = whole.clone() if memory in seen else whole  # tied weights
+        seen.add(memory)
     for name, parameter in run.model.named_parameters():
         for key, value in run.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = _for_disk(value)

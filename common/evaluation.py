@@ -70,7 +70,7 @@ def evaluate_loss(
             batch = [tensor.to(device) for tensor in batch]
             loss, count = loss_fn(model, *batch), (batch[-1] != IGNORED).sum()
             if count:
-                sums += torch.stack([loss * count, count]).double().cpu()
+                sums += torch.stack([loss * count, count]).cpu().double()
     nats, count = distributed.total(sums).tolist()
     if not count:
         raise ValueError("nothing to evaluate: the batches hold no target")

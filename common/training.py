@@ -190,15 +190,18 @@ class Observer:
         self.run, self.evaluate, self.sample, self.report = run, evaluate, sample, report
 
     def __call__(self, step: int) -> None:
-        history, settings, model = self.run.history, self.run.settings, self.run.model
+        history, settings = self.run.history, self.run.settings
         wanted = lambda every, done: is_due(step, every, settings) and step not in done
-        with unchanged_chance(model), evaluation_mode(model):
-            if self.evaluate and wanted(settings.evaluate_every, history.evaluations):
-                history.evaluations[step] = found = self.evaluate(model)
-                self._say(f"step {step:,}: {self._recent()}validation {found}")
-            if self.sample and wanted(settings.sample_every, history.samples):
-                history.samples[step] = text = self.sample(model)
-                self._say(f"step {step:,}, sample: {text}")
+        if self.evaluate and wanted(settings.evaluate_every, history.evaluations):
+            history.evaluations[step] = found = self._ask(self.evaluate)
+            self._say(f"step {step:,}: {self._recent()}validation {found}")
+        if self.sample and wanted(settings.sample_every, history.samples):
+            history.samples[step] = text = self._ask(self.sample)
+            self._say(f"step {step:,}, sample: {text}")
+
+    def _ask(self, question: Callable):
+        with unchanged_chance(self.run.model), evaluation_mode(self.run.model):
+            return question(self.run.model)
 
     def _recent(self) -> str:
         losses = self.run.history.losses[-20:]

@@ -191,6 +191,20 @@ def test_it_holds_numbers_and_no_code(tmp_path):
     assert "optimizer.0.weight.exp_avg_sq" in tensors
 
 
+def test_weights_that_are_tied_stay_tied(tmp_path):
+    ends = []
+    for steps in (8, 4, 8):  # at once into "whole"; then in two parts
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        model[1].weight = model[0].weight
+        folder = tmp_path / ("parts" if ends else "whole")
+        settings = replace(SETTINGS, n_steps=steps)
+        arguments = (model, Batches(), loss_fn, settings)
+        train(*arguments, checkpoints=Checkpoints(folder), resume=True, progress=False)
+        ends.append(model[1].weight)
+    assert torch.equal(ends[0], ends[2])
+
+
 # --- Refused, or skipped
 
 
