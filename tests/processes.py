@@ -26,12 +26,14 @@ def _alone(function: Callable, *arguments) -> None:
     function(*arguments)
 
 
-def ranks(n: int, function: Callable, *arguments) -> list[multiprocessing.Process]:
-    """n processes with the variables that torchrun sets, each running `function`."""
+def ranks(
+    n: int, function: Callable, *arguments, missing: int = 0
+) -> list[multiprocessing.Process]:
+    """n processes with the variables that torchrun sets, but for the last `missing` ones."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [start(_as_rank, rank, n, port, function, *arguments) for rank in range(n)]
+    return [start(_as_rank, rank, n, port, function, *arguments) for rank in range(n - missing)]
 
 
 def _as_rank(rank: int, n: int, port: int, function: Callable, *arguments) -> None:

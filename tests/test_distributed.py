@@ -135,6 +135,19 @@ def test_a_process_that_is_gone_or_silent_is_noticed(how, timeout_s, tmp_path):
     assert (tmp_path / "noticed").read_text() == "True"
 
 
+def wait_in_vain(folder: Path) -> None:
+    """Rank 0 of two, of which the other never comes."""
+    try:
+        distributed.start(torch.device("cpu"), timeout_s=1)
+    except RuntimeError as error:
+        (folder / "noticed").write_text(f"{distributed.is_loss_of_a_process(error)}")
+
+
+def test_a_process_that_never_comes_is_noticed(tmp_path):
+    assert processes.join(processes.ranks(2, wait_in_vain, tmp_path, missing=1)) == [0]
+    assert (tmp_path / "noticed").read_text() == "True"
+
+
 def fail(rank: int) -> None:
     raise ValueError(f"raised by {rank}")
 
