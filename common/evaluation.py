@@ -31,7 +31,10 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, loss: float, bytes_per_token: float | None, characters_per_token: float | None
+        cls,
+        loss: float,
+        bytes_per_token: float | None = None,
+        characters_per_token: float | None = None,
     ) -> "Evaluation":
         """All figures from a loss in nats per token, and from how long a token is on average."""
         per_token = loss / log(2)

@@ -46,7 +46,7 @@ def test_figures_by_hand():
     assert str(found) == (
         "loss 2.7726, perplexity 16.00, 2.0000 bits per byte, 4.0000 bits per character"
     )
-    assert str(Evaluation.of(0.0, None, None)) == "loss 0.0000, perplexity 1.00"
+    assert str(Evaluation.of(0.0)) == "loss 0.0000, perplexity 1.00"
 
 
 def test_nothing_to_evaluate_is_refused():

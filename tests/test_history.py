@@ -37,7 +37,7 @@ def test_round_trip(history, tmp_path):
 
 
 def test_what_is_no_number_survives(tmp_path):
-    history = History([Step(1, math.inf, 1e-3, 0.0, 1.0)], {1: Evaluation.of(800.0, None, None)})
+    history = History([Step(1, math.inf, 1e-3, 0.0, 1.0)], {1: Evaluation.of(800.0)})
     history.save(tmp_path / "h.json")
     assert History.load(tmp_path / "h.json") == history
     assert history.evaluations[1].perplexity == math.inf

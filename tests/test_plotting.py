@@ -121,7 +121,7 @@ def test_losses_may_be_a_tensor_and_go_into_given_axes():
 def test_a_history_is_drawn_with_its_mean_and_its_evaluations():
     losses = [10.0, 8.0] * 20
     steps = [Step(n, loss, 1e-3, 1.0, 1.0) for n, loss in enumerate(losses, 1)]
-    evaluations = {step: Evaluation.of(loss, None, None) for step, loss in ((0, 11.0), (40, 9.5))}
+    evaluations = {step: Evaluation.of(loss) for step, loss in ((0, 11.0), (40, 9.5))}
     ax = plot_history(History(steps, evaluations), title="T")
     noisy, mean, validation = ax.lines
     assert noisy.get_xydata().tolist() == [[n, loss] for n, loss in enumerate(losses, 1)]

@@ -176,7 +176,7 @@ def test_looking_happens_when_due_and_changes_nothing():
 
 
 def test_without_being_told_it_looks_before_and_after():
-    history = run(make(), settings(3), evaluate=lambda model: Evaluation.of(1.0, None, None))
+    history = run(make(), settings(3), evaluate=lambda model: Evaluation.of(1.0))
     assert list(history.evaluations) == [0, 3]
 
 
