@@ -182,7 +182,7 @@ MUTATIONS = {
         "unlikelihood: counted twice": ("~same.tril(-1).any(-1)", "real | ~real"),
         "unlikelihood: of the future": ("& ~same).tril(-1)", "& ~same)"),
         "unlikelihood: infinite": ("p.clamp(max=1 - 1e-5)", "p"),
-        "memory: two chunks at once": ("del logits, d_logits", "kept = logits, d_logits  #"),
+        "memory: two chunks at once": ("d_logits = logits.to(dtype)", "d_logits = logits.clone()"),
         "memory: gradients copied": ("d.mul_(d_loss)", "d * d_loss"),
     },
     "objectives": {
@@ -247,6 +247,7 @@ def pytest_in(folder: str, test_file: str) -> str | None:
             del sys.modules[module]
     first_red, working_directory = FirstRed(), os.getcwd()
     sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = folder  # for tests that start a process of their own
     os.chdir(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
