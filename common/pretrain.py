@@ -8,6 +8,7 @@ What is in the folder afterwards:
 
     final.safetensors, tokenizer.json   the model; `load_pretrained("run")` reads both
     history.json                        every step, evaluation and sample: `History.load`
+    history.csv                         the same as a table, for spreadsheets and the model card
     run.json                            the command, the configuration, the data, the final figures
     checkpoints/, shards/, data.json    what --resume needs; yours to delete afterwards
 """
@@ -47,7 +48,7 @@ from common.pretraining_data import (
 from common.tokenizer import END_OF_TEXT, BPETokenizer
 from common.tokenizer_file import write_atomically
 from common.training import TrainingDiverged, TrainingSettings, train
-from common.weights import save_checkpoint
+from common.weights import HISTORY, save_checkpoint
 
 LARGE = 512 << 20  # bytes for head and loss from which on they are taken in chunks
 
@@ -154,6 +155,7 @@ def train_on(
 def write_results(folder: Path, model: nn.Module, history: History, about: dict) -> None:
     """The weights last: where they are, the rest is, too."""
     history.save(folder / "history.json")
+    write_atomically(folder / HISTORY, history.to_frame().to_csv(float_format="%.6g"))
     write_atomically(folder / "run.json", json.dumps(about, indent=1) + "\n")
     save_checkpoint(model, folder / "final.safetensors")
 

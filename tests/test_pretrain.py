@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from common.checkpoint import Checkpoints
 from common.gpt import PRESETS
 from common.history import History
+from common.model_card import CardFacts, model_card
 from common.objectives import next_token_loss, objective_loss
 from common.pretrain import choose_loss, main
 from common.pretraining_data import open_data
-from common.weights import load_pretrained
+from common.weights import load_pretrained, open_pretrained
 
 STORY = (Path(__file__).parents[1] / "common" / "data" / "story.txt").read_text(encoding="utf8")
 SMALL = shlex.split(
@@ -78,6 +79,15 @@ def test_the_history_is_all_there(finished):
     assert len(history.steps) == 8
     assert list(history.evaluations) == list(history.samples) == [0, 4, 8]
     assert history.evaluations[8].loss < history.evaluations[0].loss
+
+
+def test_its_model_card_says_what_was_measured(finished):
+    weights = finished / "final.safetensors"
+    card = model_card(weights, open_pretrained(weights), "you/mine", CardFacts())
+    history = History.load(finished / "history.json")
+    assert f"- Steps: {len(history.steps)}\n" in card
+    best = history.evaluations[len(history.steps)].bits_per_byte
+    assert f"to {best:.3f}" in card
 
 
 def test_one_line_per_evaluation_and_no_bar_where_nobody_looks(story, tmp_path, capsys):
