@@ -18,7 +18,7 @@ from time import perf_counter
 import torch
 
 from common.assets import AssetUnavailable
-from common.classifier import Classifier, save_classifier, trained_parameters
+from common.classifier import POOLS, Classifier, save_classifier, trained_parameters
 from common.classifier_training import RECIPES, Recipe, fine_tune, score
 from common.device import pick_device
 from common.gpt import GPT
@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="S", help="of split, adapters and order")
     add("--model", default="smollm2-135m", help="or gpt2-124m, or a file or folder of weights")
     add("--method", default="lora", choices=[*RECIPES, TFIDF], help="what is trained")
+    add("--pool", default="last", choices=list(POOLS), help="which token's state the head reads")
     add("--random-weights", action="store_true", help="the same model, not pretrained")
     add("--messages", metavar="FILE", help="a CSV file with the columns label (ham, spam) and text")
     add("--full", action="store_true", help="all 5,574 messages of UCI, downloaded once")
@@ -162,6 +163,7 @@ def run(arguments: argparse.Namespace) -> dict:
         "method": arguments.method,
         "model": None if arguments.method == TFIDF else arguments.model,
         "random_weights": arguments.random_weights,
+        "pool": arguments.pool,
         "labelled": arguments.labelled,
         "labelled_spam": spam,
         "seed": arguments.seed,
@@ -182,7 +184,7 @@ def build_classifier(arguments: argparse.Namespace) -> Classifier:
         torch.manual_seed(arguments.seed)
         gpt = GPT(gpt.config)
     torch.manual_seed(arguments.seed)  # for dropout, where the model has it
-    return Classifier(gpt.to(device), tokenizer, SPAM_LABELS)
+    return Classifier(gpt.to(device), tokenizer, SPAM_LABELS, pool=arguments.pool)
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:

@@ -67,7 +67,7 @@ class Recipe:
 RECIPES = {
     "head": Recipe(n_blocks=0, learning_rate=3e-3, n_messages=20_000),
     "last-block": Recipe(n_blocks=1, learning_rate=3e-4, n_messages=4096),
-    "lora": Recipe(n_blocks=15, rank=8),
+    "lora": Recipe(n_blocks=15, rank=8, n_messages=1536),
     "all": Recipe(n_blocks=None, learning_rate=5e-5, n_messages=1024),
 }
 

@@ -80,6 +80,16 @@ def test_what_is_saved_is_what_was_scored(capsys, files, tmp_path):
     assert right / 40 == pytest.approx(row["accuracy"])
 
 
+def test_what_the_head_reads_can_be_chosen(capsys, files):
+    found = {}
+    for pool in ("last", "mean"):
+        options = [*files, "--method", "head", "--json", "--pool", pool]
+        row = json.loads(run(capsys, *options)[1])
+        assert row["pool"] == pool
+        found[pool] = row["calibration_error"]
+    assert found["last"] != found["mean"]
+
+
 # --- The baseline
 
 
