@@ -152,8 +152,8 @@ TINY = GPTConfig(40, 16, d_model=24, n_layers=2, n_heads=4)
     ("config", "family"),
     [
         *(
-            (preset, "llama" if name == "smollm2-135m" else "gpt2")
-            for name, preset in PRESETS.items()
+            (preset, "llama" if preset.position == "rotary" else "gpt2")
+            for preset in PRESETS.values()
         ),
         (replace(TINY, d_ff=10, norm_eps=1e-3, tie_embeddings=False), "gpt2"),
         (replace(TINY, **LLAMA, n_kv_heads=2, rope_theta=500.0, norm_eps=1e-6), "llama"),
