@@ -45,10 +45,12 @@ rooms above it, never from those below.
     pretraining_data  texts to a held-out part, a tokenizer, token shards
     pretrain_options  what can be typed after the command, and the settings it makes
     pretrain        the command that ties them together, on one process or many
+    fine_tuning     rows of like length together; which weights learn; the best look is kept
+    pooled          a GPT read by a small head: one state per text, frozen blocks computed once
     lora            small matrices learn beside large ones, which stay as they are
     messages        texts with labels: read, made unlike each other, divided
     metrics         how good a classifier is: accuracy and its interval, ROC, calibration
-    classifier      a GPT with a head that sorts texts; frozen, cached, saved
+    classifier      a GPT with a head that sorts texts; saved
     classifier_training  which weights learn, for how long, from which messages
     classification  the command that ties them together, and the baseline
     plotting        figures that more than one notebook draws

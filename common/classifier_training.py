@@ -12,22 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from common.classifier import (
-    Classifier,
-    LengthBatches,
-    lower_states,
-    train_only,
-    trained_parameters,
-)
-from common.evaluation import Evaluation, evaluate_loss
+from common.classifier import Classifier
+from common.evaluation import evaluate_loss
+from common.fine_tuning import KeepBest, LengthBatches, fit, train_only
 from common.history import History
 from common.lora import add_lora
 from common.messages import Message, check_labels
 from common.metrics import Scores
-from common.training import TrainingSettings, train
+from common.pooled import lower_states
+from common.training import TrainingSettings
+
+__all__ = ["RECIPES", "KeepBest", "Recipe", "fine_tune", "loss_of", "prepare", "score"]
 
 
 @dataclass(frozen=True)
@@ -108,17 +106,12 @@ def fine_tune(
     prepare(classifier, recipe, seed)
     generator = torch.Generator().manual_seed(seed)
     batches = _batches(classifier, messages, recipe.batch_size, generator)
-    settings = recipe.settings(len(messages))
-    keep = None
+    look = None
     if validation:
-        keep = KeepBest(_batches(classifier, validation, recipe.batch_size))
-    history = train(
-        classifier, batches, loss_of, settings, evaluate=keep, progress=progress, report=report
-    )
-    if keep:
-        keep.restore(classifier)
-    classifier.eval()
-    return history
+        held_out = _batches(classifier, validation, recipe.batch_size)
+        look = lambda classifier: evaluate_loss(classifier, held_out, loss_of)
+    settings = recipe.settings(len(messages))
+    return fit(classifier, batches, loss_of, settings, look=look, progress=progress, report=report)
 
 
 def loss_of(classifier: Classifier, x: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
@@ -131,28 +124,6 @@ def score(classifier: Classifier, messages: Sequence[Message]) -> Scores:
     check_labels(messages, classifier.labels)
     probabilities = classifier.probabilities(classifier.encode([m.text for m in messages]))
     return Scores.of([m.label for m in messages], probabilities.numpy(), classifier.labels)
-
-
-class KeepBest:
-    """`evaluate` for `train`: remembers the trained weights of the lowest validation loss."""
-
-    def __init__(self, batches: LengthBatches):
-        self.look = lambda classifier: evaluate_loss(classifier, batches, loss_of)
-        self.loss, self.weights = float("inf"), {}
-
-    def __call__(self, classifier: nn.Module) -> Evaluation:
-        found = self.look(classifier)
-        if found.loss < self.loss:
-            trained = trained_parameters(classifier)
-            self.loss = found.loss
-            self.weights = {name: p.detach().clone() for name, p in trained.items()}
-        return found
-
-    @torch.no_grad()
-    def restore(self, classifier: Classifier) -> None:
-        """Put them back."""
-        for name, parameter in trained_parameters(classifier).items():
-            parameter.copy_(self.weights[name])
 
 
 def _batches(

@@ -10,15 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_gpt import LLAMA, TINY, make
 from torch import nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from common.classifier import (
     CLASSIFIER_KEY,
     Classifier,
-    LengthBatches,
     load_classifier,
-    lower_states,
     save_classifier,
     train_only,
     trained_parameters,
@@ -177,98 +174,6 @@ def test_labels_that_are_none(labels):
 def test_an_unknown_pool():
     with pytest.raises(ValueError, match="pool is 'middle', it must be one of last, mean, first"):
         tiny(pool="middle")
-
-
-# --- Freezing and caching
-
-
-@pytest.mark.parametrize(
-    ("patterns", "frozen"),
-    [([], 2), (["final_norm.*"], 2), (["blocks.1.*"], 1), (["*.mlp.up.weight"], 0), (["*"], 0)],
-    ids=str,
-)
-def test_how_many_blocks_stay_as_they_are(patterns, frozen):
-    assert train_only(tiny(), patterns).n_frozen == frozen
-
-
-def test_training_the_embeddings_leaves_nothing_to_cache():
-    for config, name in (("gpt2", "position_embedding.weight"), ("llama", "token_embedding.*")):
-        assert train_only(tiny(CONFIGS[config]), [name]).n_frozen == 0
-
-
-def test_the_head_is_always_trained_and_patterns_must_match():
-    classifier = train_only(tiny(), ["blocks.1.attention.*"])
-    names = set(trained_parameters(classifier))
-    assert {"head.weight", "head.bias"} < names
-    assert {name.rsplit(".", 2)[0] for name in names - {"head.weight", "head.bias"}} == {
-        "gpt.blocks.1.attention"
-    }
-    assert set(trained_parameters(train_only(classifier))) == {"head.weight", "head.bias"}
-    with pytest.raises(ValueError, match=r"no parameter is called 'block\.1\.\*'"):
-        train_only(classifier, ["block.1.*"])
-
-
-@each_family
-@each_pool
-@pytest.mark.parametrize("patterns", [[], ["blocks.1.*"], ["blocks.0.mlp.*"], ["*"]], ids=str)
-def test_cached_states_give_the_same_answers_and_gradients(config, pool, patterns):
-    classifier = train_only(tiny(config, pool=pool), patterns)
-    rows, targets = classifier.encode(TEXTS), [0, 1, 1, 0, 1, 0]
-    results = []
-    for x in (rows, lower_states(classifier, rows, batch_size=4)):
-        classifier.zero_grad()
-        batch, lengths, wanted = next(iter(LengthBatches(x, targets, 10)))
-        logits = classifier(batch, lengths)
-        F.cross_entropy(logits, wanted).backward()
-        grads = {n: p.grad for n, p in trained_parameters(classifier).items()}
-        order = dict(sorted((n, g.clone()) for n, g in grads.items() if g is not None))
-        results.append((classifier.probabilities(x), order))
-    (plain, gradients), (cached, others) = results
-    assert_close(cached, plain, rtol=1e-4, atol=1e-5)
-    assert gradients.keys() == others.keys()
-    assert "head.weight" in gradients
-    for name, gradient in gradients.items():
-        assert_close(others[name], gradient, rtol=1e-3, atol=1e-5)
-
-
-def test_only_one_state_is_kept_where_all_blocks_are_frozen():
-    classifier = train_only(tiny(), ["final_norm.*"])
-    states = lower_states(classifier, classifier.encode(TEXTS))
-    assert {tuple(state.shape) for state in states} == {(1, 48)}
-    assert not any(state.requires_grad for state in states)
-
-
-# --- Batches
-
-
-def test_an_epoch_is_every_row_once_with_its_target_and_length():
-    rows = [torch.full((n,), n) for n in (3, 9, 1, 4, 4, 7, 2, 8, 5, 6)]
-    batches = LengthBatches(rows, range(10), 3, torch.Generator().manual_seed(0))
-    assert len(batches) == 4
-    epochs = [list(batches) for _ in range(4)]
-    for epoch in epochs:
-        assert sorted(int(t) for *_, targets in epoch for t in targets) == list(range(10))
-        for x, lengths, targets in epoch:
-            for row, length, target in zip(x, lengths, targets, strict=True):
-                assert torch.equal(row[:length], rows[target])
-                assert not row[length:].any()
-    groups = {frozenset(frozenset(t.tolist()) for *_, t in epoch) for epoch in epochs}
-    assert len(groups) > 1, "not always the same ones meet"
-
-
-def test_rows_of_similar_length_come_together():
-    generator = torch.Generator().manual_seed(0)
-    rows = [torch.ones(int(n)) for n in torch.randint(1, 60, (160,), generator=generator)]
-    used = sum(len(row) for row in rows)
-    size = lambda batches: sum(x.numel() for x, *_ in batches)
-    assert size(LengthBatches(rows, range(160), 16, generator)) < 1.3 * used
-    assert size(LengthBatches(rows, range(160), 16)) < 1.1 * used
-    assert nn.utils.rnn.pad_sequence(rows[:16]).numel() > 1.5 * sum(map(len, rows[:16]))
-
-
-def test_a_batch_size_of_0():
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        LengthBatches([], [], 0)
 
 
 # --- On disk
