@@ -53,6 +53,11 @@ rooms above it, never from those below.
     classifier      a GPT with a head that sorts texts; saved
     classifier_training  which weights learn, for how long, from which messages
     classification  the command that ties them together, and the baseline
+    chat_format     conversations as token ids: templates, control tokens, what is learned
+    instruction_data  instructions with answers, pairs of answers: read, checked
+    instruction     fine-tuning on answers alone; answering, streamed and in batches
+    answers         how good answers are, by rules: matches, overlap, form, refusals
+    judges          which of two answers is better: a local model or a server says
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
     doctor          can this machine run the course, and if not, what to do
