@@ -147,7 +147,8 @@ DOING = (
 REFUSAL = re.compile(
     rf"\b(?:i|we) ?(?:really |simply |just |also )?(?:{NOT})(?: \w+ly)?"
     rf"(?: (?:to )?(?:{DOING})\b|[.,;!]|$)"
-    r"|\bnot something i (?:can|will|['’]ll|could)\b|\bsomething i (?:can['’]?t|cannot|won['’]?t)\b",
+    r"|\bnot something i (?:can|will|['’]ll|could)\b"
+    r"|\bsomething i (?:can['’]?t|cannot|won['’]?t)\b",
     flags=re.I,
 )
 

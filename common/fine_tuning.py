@@ -20,22 +20,26 @@ from common.evaluation import Evaluation, LossFunction
 from common.history import History
 from common.training import TrainingSettings, train
 
-BLUR = 0.5  # lengths are multiplied by a random factor between 1 and 1.5 before they are sorted
+BLUR = 0.5  # of lengths that are sorted, by default
 
 
 def by_length(
-    lengths: Sequence[int], batch_size: int, generator: torch.Generator | None = None
+    lengths: Sequence[int],
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    blur: float = BLUR,
 ) -> list[list[int]]:
     """Places of rows, batch by batch: similar lengths together, every place once.
 
     With a generator the batches, and who meets in them, differ at every call: lengths are sorted
-    after a little blurring, and the batches shuffled. Without, the longest come first.
+    after each is multiplied by a random factor from 1 to 1 + `blur`, and the batches shuffled.
+    Without, the longest come first. The more rows there are, the less blur it takes.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be above 0")
     sizes = torch.tensor(lengths, dtype=torch.float)
     if generator:
-        sizes *= 1 + BLUR * torch.rand(len(sizes), generator=generator)
+        sizes *= 1 + blur * torch.rand(len(sizes), generator=generator)
     order = sizes.argsort(descending=True).tolist()
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if generator is None:

@@ -28,6 +28,8 @@ from common.losses import IGNORED, linear_cross_entropy
 from common.tokenizer import BPETokenizer
 from common.training import TrainingSettings
 
+BLUR = 0.05  # of lengths: instructions are many, and about equally long
+
 # ---------------------------------------------------------------------------------------- learning
 
 
@@ -77,7 +79,7 @@ class InstructionBatches:
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for places in by_length(self.lengths, self.batch_size, self.generator):
+        for places in by_length(self.lengths, self.batch_size, self.generator, BLUR):
             inputs, targets = zip(*(self.rows[i] for i in places), strict=True)
             yield (
                 pad_sequence(inputs, batch_first=True),

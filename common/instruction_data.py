@@ -123,7 +123,7 @@ def _read(path: str | Path, kind: type) -> Iterator[tuple[int, Any]]:
 
 
 def _parse(line: str, kind: type) -> dict[str, Any]:
-    """The fields of one line that `kind` has. Raises ValueError unless all are as they should be."""
+    """The fields of one line that `kind` has. Raises ValueError unless all are as they must be."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as why:

@@ -1,4 +1,4 @@
-"""Nobody but the template writes a control token; only answers are learned; the oldest goes first."""
+"""The template alone writes control tokens; only answers are learned; the oldest turns go first."""
 
 import pytest
 from hypothesis import given
@@ -171,7 +171,7 @@ def test_the_oldest_turns_go_first_and_the_system_prompt_stays():
 
 
 def test_one_message_that_is_too_long():
-    with pytest.raises(ConversationTooLong, match="has 1,0.. tokens, and there is room for 100"):
+    with pytest.raises(ConversationTooLong, match=r"has 1,0.. tokens, and there is room for 100"):
         ChatFormat(CHAT, CHATML).prompt([HI, HELLO, {"role": "user", "content": "x" * 1000}], 100)
 
 

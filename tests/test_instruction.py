@@ -122,7 +122,7 @@ def test_conversations_that_cannot_be_learned():
     chat = ChatFormat(CHAT, CHATML)
     with pytest.raises(ValueError, match="conversation 2: the conversation ends with the user's"):
         InstructionBatches(chat, [TALKS[0], "Hi"], 2)
-    with pytest.raises(ValueError, match="conversation 1 has .* tokens, and the context 10: sho"):
+    with pytest.raises(ValueError, match=r"conversation 1 has .* tokens, and the context 10: sho"):
         InstructionBatches(chat, TALKS, 2, longest=10)
 
 

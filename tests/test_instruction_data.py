@@ -5,6 +5,8 @@ import json
 import pytest
 
 from common.instruction_data import (
+    HALVES,
+    SPLITS,
     Instruction,
     Preference,
     conversation,
@@ -99,3 +101,25 @@ def test_nothing_to_read(tmp_path):
         read_instructions(written(tmp_path, TASK), split="dev")
     with pytest.raises(FileNotFoundError):
         read_preferences(tmp_path / "nowhere.jsonl")
+
+
+# --- The course's own
+
+
+def test_the_courses_instructions_are_as_its_card_says():
+    entries = read_instructions()
+    assert len(entries) >= 1100
+    assert len({entry.kind for entry in entries}) >= 12
+    assert sum(entry.checkable for entry in entries) >= 300
+    parts = {split: read_instructions(split=split) for split in SPLITS}
+    assert sum(map(len, parts.values())) == len(entries)
+    assert min(len([e for e in part if e.checkable]) for part in parts.values()) >= 40
+
+
+def test_the_courses_pairs_have_two_halves():
+    pairs = read_preferences()
+    halves = [read_preferences(half=half) for half in HALVES]
+    assert sum(map(len, halves)) == len(pairs)
+    assert min(map(len, halves)) >= 100
+    assert not {p.prompt for p in halves[0]} & {p.prompt for p in halves[1]}
+    assert all(pair.category and pair.why for pair in pairs)

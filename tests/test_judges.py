@@ -165,6 +165,6 @@ def test_what_goes_wrong_is_one_line(server, reply, message):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "nonsense", "http://[/v1"])
 def test_no_server_at_all(url):
-    with pytest.raises(JudgeError, match="can't be reached: .*; is the server on") as caught:
+    with pytest.raises(JudgeError, match=r"can't be reached: .*; is the server on") as caught:
         ServerJudge(url, "m").prefer("?", "a", "b")
     assert "\n" not in str(caught.value)
