@@ -58,6 +58,8 @@ rooms above it, never from those below.
     instruction     fine-tuning on answers alone; answering, streamed and in batches
     answers         how good answers are, by rules: matches, overlap, form, refusals
     judges          which of two answers is better: a local model or a server says
+    rewards         which answer people would prefer, as one number: a reward model
+    preference      DPO: the same pairs teach a model without a reward model
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
     doctor          can this machine run the course, and if not, what to do

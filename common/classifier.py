@@ -23,11 +23,11 @@ from common.fine_tuning import LengthBatches, train_only, trained_parameters
 from common.gguf_file import refuse
 from common.gpt import GPT
 from common.lora import (
-    LoRALinear,
     add_lora,
     checksums,
     fill,
     fingerprint,
+    has_lora,
     lora_parameters,
     lora_settings,
     read_about,
@@ -126,7 +126,7 @@ def save_classifier(classifier: Classifier, path: str | Path, model: str) -> Non
     OSError, in one line, where it can't be written.
     """
     gpt, lora, tensors = classifier.gpt, None, {}
-    if any(isinstance(module, LoRALinear) for module in gpt.modules()):
+    if has_lora(gpt):
         lora, tensors = lora_settings(gpt), lora_parameters(gpt)
     now, weights = checksums(gpt), gpt.state_dict()
     tensors |= {name: weights[name] for name in now if now[name] != classifier.base[name]}

@@ -15,7 +15,8 @@ begins at the pretrained model; A at random, or neither would ever get a gradien
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -107,6 +108,28 @@ def merge_lora(model: nn.Module) -> nn.Module:
     for name, layer in _adapters(model).items():
         _replace(model, name, layer.merged())
     return model
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
+    """The model as it was before its adapters, which have no effect inside.
+
+    So one copy is both what learns and what it is compared with. ValueError: there are none.
+    """
+    layers = list(_adapters(model).values())
+    scales = [layer.scale for layer in layers]
+    for layer in layers:
+        layer.scale = 0.0
+    try:
+        yield model
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether the model has adapters."""
+    return any(isinstance(module, LoRALinear) for module in model.modules())
 
 
 def lora_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
     loss = weighted_sum({cross_entropy: 1.0, z_loss: 1e-4})
     loss(logits, targets)  # (B, T, V), (B, T) -> ()
     linear_cross_entropy(hidden, weight, targets)  # (N, C), (V, C), (N,) -> ()
+    token_logprobs(hidden, weight, targets)  # the same -> (N,), for losses of whole answers
 
 Every loss of logits takes logits (..., T, V) and targets (..., T), averages over the targets that
 are not -100, and is in nats. Its arguments are set by `functools.partial(cross_entropy,
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from common.gpt import GPTConfig
 
@@ -168,6 +170,30 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         total += a @ b
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk_size: int = 256,
+    temperature: float = 1.0,
+) -> Tensor:
+    """The log-probability of every target by itself, of which sums and ratios can be made.
+
+    hidden (N, C), weight (V, C), targets (N,) -> (N,) in nats, fp32 at least. At most `chunk_size`
+    rows of the logits hidden @ weight.T / temperature exist at once, on the way back, too: there
+    they are computed anew (Chen et al. 2016, arXiv:1604.06174).
+    """
+
+    def of_chunk(x: Tensor, wanted: Tensor) -> Tensor:
+        logits = F.linear(x, weight)  # (n, C) @ (C, V) -> (n, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        return -F.cross_entropy(logits, wanted, reduction="none")
+
+    chunks = zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
+    settings = {"use_reentrant": False, "preserve_rng_state": False}
+    return torch.cat([checkpoint(of_chunk, *chunk, **settings) for chunk in chunks])
 
 
 def loss_bytes(

@@ -15,9 +15,11 @@ from common.gpt import GPT
 from common.lora import (
     LORA_KEY,
     LoRALinear,
+    adapters_off,
     add_lora,
     checksums,
     fingerprint,
+    has_lora,
     load_lora,
     lora_parameters,
     lora_settings,
@@ -100,6 +102,22 @@ def test_an_adapter_learns_any_change_of_its_rank_and_no_larger_one():
         mse = lambda model, x, y: nn.functional.mse_loss(model(x), y)
         losses[rank] = train(model, [(x, target)], mse, settings, progress=False).losses[-1]
     assert losses[2] < 1e-3 < 1.0 < losses[1]
+
+
+def test_switched_off_they_have_no_effect_and_on_again_they_have():
+    plain, model = make(LLAMA), trained()
+    before = outputs(model)
+    with adapters_off(model) as same:
+        assert same is model
+        assert torch.equal(outputs(model), outputs(plain))
+    assert torch.equal(outputs(model), before)
+    with pytest.raises(RuntimeError, match="on the way"), adapters_off(model):
+        raise RuntimeError("on the way")
+    assert torch.equal(outputs(model), before)
+    assert has_lora(model)
+    assert not has_lora(plain)
+    with pytest.raises(ValueError, match="has no adapters"), adapters_off(plain):
+        pass
 
 
 # --- What is trained

@@ -17,6 +17,7 @@ from common.losses import (
     cross_entropy,
     linear_cross_entropy,
     loss_bytes,
+    token_logprobs,
     unlikelihood,
     weighted_sum,
     z_loss,
@@ -290,3 +291,41 @@ def test_gpt2_needs_less_than_a_third_in_chunks():
     config = PRESETS["gpt2-124m"]
     assert loss_bytes(config, 8, 256, chunk_size=256) < loss_bytes(config, 8, 256) / 3
     assert loss_bytes(LLAMA, 2, 16, chunk_size=999) == loss_bytes(LLAMA, 2, 16, chunk_size=32)
+
+
+# --- Every token by itself
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_of_tokens_and_their_gradients(chunk_size, temperature):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    hidden, weight = draw(7, 5).requires_grad_(), draw(11, 5).requires_grad_()
+    targets = torch.randint(11, (7,), generator=generator)
+    found = token_logprobs(hidden, weight, targets, chunk_size, temperature)
+    plain = (hidden @ weight.T / temperature).log_softmax(-1)[torch.arange(7), targets]
+    assert_close(found, plain)
+    weights = draw(7)
+    gradients = [torch.autograd.grad((x * weights).sum(), (hidden, weight)) for x in (found, plain)]
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_close(ours, theirs)
+
+
+def test_log_probabilities_are_exact_in_low_precision_products():
+    hidden, weight = torch.randn(4, 8), torch.randn(50, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = token_logprobs(hidden, weight, torch.tensor([1, 2, 3, 4]))
+    assert found.dtype == torch.float32
+    exact = token_logprobs(hidden, weight, torch.tensor([1, 2, 3, 4]))
+    assert_close(found, exact, rtol=0.02, atol=0.05)
+
+
+def test_log_probabilities_hold_one_chunk_at_a_time():
+    """Of logits, that is: what autograd keeps has no V in it."""
+    kept = []
+    hidden = torch.randn(64, 8, requires_grad=True)
+    weight, targets = torch.randn(1000, 8), torch.zeros(64, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        token_logprobs(hidden, weight, targets, chunk_size=16)
+    assert max(x.numel() for x in kept if x is not weight) <= hidden.numel()
