@@ -60,6 +60,9 @@ rooms above it, never from those below.
     judges          which of two answers is better: a local model or a server says
     rewards         which answer people would prefer, as one number: a reward model
     preference      DPO: the same pairs teach a model without a reward model
+    rollout         a policy writes, and keeps the log-probability of every token it drew
+    reinforcement   REINFORCE, GRPO, PPO: advantages, clipped ratios, leashes to a reference
+    policy_training  the loop: write, judge, learn, and look how far the policy has strayed
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
     doctor          can this machine run the course, and if not, what to do

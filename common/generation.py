@@ -11,6 +11,7 @@ fast that goes, never what comes out. B batch, T tokens, C model width, V vocabu
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +59,6 @@ def generate(
     return torch.cat([ids, *(token[:, None] for token in tokens)], dim=1)
 
 
-@torch.inference_mode()
 def stream(
     model: GPT,
     token_ids: Prompts,
@@ -74,8 +74,30 @@ def stream(
     """Yields the next token of every row, (B,), once it is known. Arguments as in `generate`."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: it can't be negative")
-    ids, padding = left_pad(token_ids, eos_id or 0, model.token_embedding.weight.device)
     choose = sampler(temperature, top_k, top_p, generator)
+    for step in decode(model, token_ids, max_new_tokens, choose, eos_id, use_cache):
+        yield step.tokens
+
+
+class Step(NamedTuple):
+    """One token of every row, and what it was chosen from."""
+
+    tokens: Tensor  # (B,)
+    logits: Tensor  # (B, V)
+    alive: Tensor  # (B,) of bool: the row had not ended before; else its token is only fill
+
+
+@torch.inference_mode()
+def decode(
+    model: GPT,
+    token_ids: Prompts,
+    max_new_tokens: int,
+    choose: Callable[[Tensor], Tensor],
+    eos_id: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[Step]:
+    """The steps behind `stream`, for those who need to know more than the tokens."""
+    ids, padding = left_pad(token_ids, eos_id or 0, model.token_embedding.weight.device)
     cache = model.new_cache(len(ids), ids.shape[1] + max_new_tokens - 1)  # the last is never read
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     training = model.training
@@ -86,11 +108,11 @@ def stream(
                 unread = ids[:, -model.config.context_length :]
                 cache.reset((padding - ids.shape[1] + unread.shape[1]).clamp(min=0))
             logits = model.head(model.hidden(unread, cache)[:, -1])  # (B, T, C) -> (B, V)
-            token = choose(logits)
+            token, alive = choose(logits), ~finished
             if eos_id is not None:
                 token = token.masked_fill(finished, eos_id)
                 finished |= token == eos_id
-            yield token
+            yield Step(token, logits, alive)
             if finished.all():
                 return
             unread = token[:, None]  # (B,) -> (B, 1)
