@@ -63,8 +63,12 @@ rooms above it, never from those below.
     rollout         a policy writes, and keeps the log-probability of every token it drew
     reinforcement   REINFORCE, GRPO, PPO: advantages, clipped ratios, leashes to a reference
     policy_training  the loop: write, judge, learn, and look how far the policy has strayed
+    chat            `course chat`: a conversation in the terminal
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
     doctor          can this machine run the course, and if not, what to do
+    chapters        the notebooks: which there are, their sections, their exercises
+    student         `course student`: blanks in the place of solutions, and nothing else broken
+    teaching        the `course` commands of a class: student, clock, check, slides
     cli             the `course` command
 """

@@ -9,6 +9,8 @@ import os
 import shutil
 import sys
 
+from common import teaching
+
 FORMATS = ("safetensors", "pytorch", "numpy", "transformers", "gguf")
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -54,7 +56,27 @@ def build_parser() -> argparse.ArgumentParser:
         several = {"action": "append", "default": []} if fact in ("language", "dataset") else {}
         push.add_argument(f"--{fact}", help="for the model card", **several)
     push.set_defaults(run=run_push)
+    add_chat(commands)
+    teaching.add_commands(commands)
     return parser
+
+
+def add_chat(commands) -> None:
+    """The options of `course chat`."""
+    chat = commands.add_parser("chat", help="talk to a model")
+    add = chat.add_argument
+    add("--model", default="smollm2-135m", metavar="NAME|PATH", help="(default: %(default)s)")
+    add("--adapters", metavar="FILE", help="of a fine-tuning by LoRA, made beside the same model")
+    add("--tokenizer", metavar="NAME|PATH", help="take it from another model")
+    add("--template", choices=("alpaca", "chatml", "smollm2"), help="default: the one that fits")
+    add("--system", metavar="TEXT", help="what the model is told first")
+    add("--temperature", type=float, default=0.7, help="0: the likeliest (default: %(default)s)")
+    add("--top-p", type=float, default=0.95, metavar="P", help="(default: %(default)s)")
+    add("--top-k", type=int, metavar="K", help="(default: all)")
+    add("--max-tokens", type=int, metavar="N", help="of an answer (default: 256)")
+    add("--seed", type=int, help="for the same answers again")
+    add("--device", help="cuda, mps or cpu (default: the best that there is)")
+    chat.set_defaults(run=run_chat)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,13 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the chosen command; what can go wrong becomes one line."""
     try:
         from common.assets import AssetUnavailable
+        from common.chapters import NotebookError
         from common.mirror import MirrorError
     except ModuleNotFoundError as error:
         print(f"course: {error}: `uv sync` installs what the course needs", file=sys.stderr)
         return 1
     try:
         return arguments.run(arguments)
-    except (AssetUnavailable, MirrorError) as error:
+    except (AssetUnavailable, MirrorError, NotebookError) as error:
         print(f"course: {error}", file=sys.stderr)
         return 1
 
@@ -212,6 +235,23 @@ def run_push(arguments: argparse.Namespace) -> int:
     except (HubError, WeightsFileError, OSError) as error:
         print(f"course: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def run_chat(arguments: argparse.Namespace) -> int:
+    """Talk to a model until it is enough."""
+    from common.chat import converse, edit_lines, load_chat
+    from common.gguf_file import WeightsFileError
+
+    names = ("adapters", "tokenizer", "template", "system", "temperature", "top_p", "top_k")
+    options = {name: getattr(arguments, name) for name in (*names, "seed", "device")}
+    try:
+        chat = load_chat(arguments.model, max_new_tokens=arguments.max_tokens, **options)
+    except (ValueError, WeightsFileError, OSError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 1
+    edit_lines()
+    converse(chat)
     return 0
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp, inf, log
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,18 @@ from common import distributed
 
 IGNORED = -100  # a target that isn't one, as in `torch.nn.functional.cross_entropy`
 LossFunction = Callable[..., Tensor]  # (model, *batch) -> ()
+
+
+def power_law(points: dict[int, float]) -> tuple[float, float]:
+    """A and α of L = A · N^(−α), through points {N: L}: a straight line on logarithmic axes.
+
+    By least squares on the logarithms, as in Kaplan et al. 2020, "Scaling laws for neural language
+    models". Raises ValueError for fewer than two points, and for what has no logarithm.
+    """
+    if len(points) < 2 or min(*points, *points.values()) <= 0:
+        raise ValueError(f"a power law needs two points or more, all above 0, not {points}")
+    slope, start = np.polyfit(np.log([*points]), np.log([*points.values()]), deg=1)
+    return exp(start), -slope
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.evaluation import Evaluation, evaluate_loss, evaluation_mode, unchanged_chance
+from common.evaluation import (
+    Evaluation,
+    evaluate_loss,
+    evaluation_mode,
+    power_law,
+    unchanged_chance,
+)
 
 
 def loss_fn(model, inputs, targets):
@@ -83,3 +89,16 @@ def test_what_is_drawn_while_looking_is_not_missed():
     with unchanged_chance(model):
         torch.rand(100)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_power_law_is_found_again_and_the_closest_one_otherwise():
+    found = power_law({n: 7 * n**-0.3 for n in (10, 100, 5_000)})
+    assert found == pytest.approx((7, 0.3))
+    # One of three is off by a factor of 2: the line goes through at a third of its logarithm.
+    assert power_law({1: 4.0, 10: 2.0, 100: 4.0}) == pytest.approx((2 ** (5 / 3), 0))
+
+
+@pytest.mark.parametrize("points", [{}, {10: 1.0}, {10: 1.0, 20: 0.0}, {0: 1.0, 20: 1.0}])
+def test_what_has_no_power_law_is_refused(points):
+    with pytest.raises(ValueError, match="two points or more, all above 0"):
+        power_law(points)

@@ -1,0 +1,54 @@
+"""The `course` commands of a class: what they print, and their exit status."""
+
+import pytest
+
+from common import cli
+from common.chapters import notebooks
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    try:
+        status = cli.main(list(arguments))
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_student_editions_of_all_chapters(capsys, own_folder):
+    status, out, err = run(capsys, "student", "--out", "mine")
+    assert (status, err) == (0, "")
+    written = {path.stem for path in (own_folder / "mine").rglob("*.ipynb")}
+    assert written == {*notebooks()}
+    assert len(out.splitlines()) == len(written)
+    assert "ch01_setup.ipynb  6 blanks" in out
+
+
+def test_a_student_edition_is_not_written_over_another(capsys):
+    assert run(capsys, "student", "1")[0] == 0
+    status, out, err = run(capsys, "student", "1")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("course: ")
+    assert "is there already" in err
+    assert run(capsys, "student", "1", "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["student", "12"], 1, "course: no chapter is called '12': there are"),
+        (["student", "--out"], 2, "expected one argument"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, status, says):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (status, "")
+    assert says in err
