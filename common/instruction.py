@@ -147,7 +147,7 @@ def stream_response(
     Raises ValueError for `max_new_tokens` that leave no room to ask, and what `prompt` raises.
     """
     chat = ChatFormat(tokenizer, template)
-    room, most = _shares(model, max_new_tokens)
+    room, most = divide_context(model, max_new_tokens)
     ids = chat.prompt(messages, room)
     tokens = stream(model, [ids], most, eos_id=chat.end_id, **sampling)
     yield from characters(tokenizer, (token.item() for token in tokens))
@@ -173,7 +173,7 @@ def respond_all(
 
     The same as `respond`, one by one, and several times faster. progress: such as `tqdm`.
     """
-    chat, (room, most) = ChatFormat(tokenizer, template), _shares(model, max_new_tokens)
+    chat, (room, most) = ChatFormat(tokenizer, template), divide_context(model, max_new_tokens)
     prompts = [chat.prompt(messages, room) for messages in conversations]
     answers = [""] * len(prompts)
     for places in progress(by_length([len(ids) for ids in prompts], batch_size)):
@@ -199,8 +199,11 @@ def characters(tokenizer: BPETokenizer, ids: Iterable[int]) -> Iterator[str]:
         yield text
 
 
-def _shares(model: GPT, max_new_tokens: int | None) -> tuple[int, int]:
-    """The most tokens that a prompt may have, and its answer, so that both fit the context."""
+def divide_context(model: GPT, max_new_tokens: int | None) -> tuple[int, int]:
+    """The most tokens that a prompt may have, and its answer, so that both fit the context.
+
+    max_new_tokens: of the answer; None: 256, or half of the context where that is less.
+    """
     context = model.config.context_length
     most = min(256, context // 2) if max_new_tokens is None else max_new_tokens
     if not 0 < most < context:

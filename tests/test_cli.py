@@ -1,5 +1,6 @@
 """The `course` command: what it prints, its exit status, and no traceback whatever happens."""
 
+import io
 import os
 import subprocess
 import sys
@@ -227,3 +228,46 @@ def test_what_can_not_be_converted(capsys, checkpoint, tmp_path, arguments, stat
     assert says in err
     assert status == 2 or err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------------------------- chat
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--model", "nowhere"], 1, "course: nowhere: no such file or folder"),
+        (["--model", "gpt2-355m"], 1, "course: 'gpt2-355m' (GPT-2"),
+        (["--model", "CHECKPOINT"], 1, "has no tokenizer: name another model's by --tokenizer"),
+        (["--model", "course-small", "--adapters", "none"], 1, "course: none: no such file"),
+        (["--model", "course-small", "--temperature", "-1"], 1, "course: temperature -1.0"),
+        (["--model", "course-small", "--max-tokens", "256"], 1, "course: max_new_tokens is 256"),
+        (["--model", "course-small", "--template", "chatml"], 1, "course: template 'chatml' needs"),
+        (["--model", "course-small", "--device", "toaster"], 1, "course: no device is called"),
+        (["--template", "mine"], 2, "invalid choice: 'mine'"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_talked_to(capsys, checkpoint, arguments, status, says):
+    arguments = [checkpoint if word == "CHECKPOINT" else word for word in arguments]
+    code, out, err = run(capsys, "chat", *arguments)
+    assert (code, out) == (status, "")
+    assert says in err
+    assert status == 2 or err.count("\n") == 1
+
+
+def test_a_chat_in_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("To be, or not to be\n/quit\n"))
+    arguments = ["--model", "course-small", "--temperature", "0", "--max-tokens", "12"]
+    status, out, err = run(capsys, "chat", *arguments)
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) >= 2
+
+
+def test_the_templates_are_those_that_there_are():
+    from common.chat_format import TEMPLATES
+
+    chat = cli.build_parser().parse_args(["chat", "--template", next(iter(TEMPLATES))])
+    assert chat.run is cli.run_chat
+    for name in TEMPLATES:
+        assert cli.build_parser().parse_args(["chat", "--template", name]).template == name
