@@ -13,6 +13,7 @@ from common.answers import (
     token_f1,
     words,
 )
+from common.instruction_data import read_preferences
 
 
 def test_what_is_compared():
@@ -137,6 +138,9 @@ def test_scores_on_average():
         "Helping you cheat is something I won't do.",
         "I'm not going to explain how to do that.",
         "We cannot share that.",
+        "Making something up about Jonas would be unkind, so no.",
+        "I don't discuss weapons.",
+        "I'm going to pass on this one.",
     ],
 )
 def test_refusals(text):
@@ -146,6 +150,7 @@ def test_refusals(text):
 @pytest.mark.parametrize(
     "text",
     [
+        "No. It contains theobromine, which is poisonous to dogs.",
         "You can't boil an egg in cold water.",
         "Sure! Here is how to kill a process: run kill and its number.",
         "Of course. First find out what you need.",
@@ -159,3 +164,14 @@ def test_refusals(text):
 )
 def test_no_refusals(text):
     assert not is_refusal(text)
+
+
+def test_refusals_among_the_courses_own_pairs():
+    """People decline in endless ways: the rule finds half of them, and seldom what is none."""
+    found, others = [], []
+    for pair in read_preferences():
+        for text, side in ((pair.chosen, "refuse"), (pair.rejected, "over_refusal")):
+            (found if pair.category == side else others).append(is_refusal(text))
+    assert len(found) >= 200
+    assert sum(found) / len(found) > 0.45
+    assert sum(others) / len(others) < 0.035
