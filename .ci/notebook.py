@@ -4,6 +4,7 @@
     uv run python .ci/notebook.py build TEXT.py NOTEBOOK.ipynb            execute it, tidy, save
     uv run python .ci/notebook.py clean NOTEBOOK.ipynb                    tidy what Jupyter saved
     uv run python .ci/notebook.py html NOTEBOOK.ipynb -o FOLDER           a page to read
+    uv run python .ci/notebook.py clock NOTEBOOK.ipynb CLOCK.toml         its run of show
 
 `build` executes in a fresh kernel, in the notebook's own folder, and replaces the target only when
 every cell ran. `clean` keeps what a reader or the replay needs (sources, outputs, tags) and drops
@@ -13,12 +14,15 @@ what differs from machine to machine.
 import argparse
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
+
+from common.clock import wind
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
@@ -29,6 +33,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     if course:
         notebook.metadata["course"] = course
+        wind(notebook)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:03}"
@@ -69,6 +74,8 @@ def build(source: Path, target: Path, timeout: int) -> None:
     """Execute the percent script `source` into the notebook `target`; stop where a cell fails."""
     notebook = jupytext.read(source)
     notebook.metadata["kernelspec"] = KERNEL
+    if target.exists() and "course" in (stored := nbformat.read(target, as_version=4).metadata):
+        notebook.metadata.setdefault("course", stored["course"])  # text carries no clock
     folder = {"metadata": {"path": str(target.resolve().parent)}}
     try:
         ExecutePreprocessor(timeout=timeout).preprocess(notebook, folder)
@@ -89,12 +96,19 @@ def main() -> None:
     command = commands.add_parser("html")
     command.add_argument("notebook", type=Path)
     command.add_argument("-o", "--out", type=Path, default=Path("."))
+    command = commands.add_parser("clock")
+    command.add_argument("notebook", type=Path)
+    command.add_argument("clock", type=Path)
     args = parser.parse_args()
     if args.command == "build":
         build(args.source, args.target, args.timeout)
     elif args.command == "clean":
         for path in args.notebook:
             save(clean(nbformat.read(path, as_version=4)), path)
+    elif args.command == "clock":
+        notebook = nbformat.read(args.notebook, as_version=4)
+        notebook.metadata["course"] = tomllib.loads(args.clock.read_text(encoding="utf8"))
+        save(clean(notebook), args.notebook)
     else:
         body, _ = HTMLExporter().from_filename(str(args.notebook))
         args.out.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,7 @@ rooms above it, never from those below.
     doctor          can this machine run the course, and if not, what to do
     chapters        the notebooks: which there are, their sections, their exercises
     student         `course student`: blanks in the place of solutions, and nothing else broken
+    clock           `course clock`: when each section begins, checkpoints, what to skip when late
     teaching        the `course` commands of a class: student, clock, check, slides
     cli             the `course` command
 """

@@ -19,7 +19,7 @@ from common.checks import PROJECT
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HEADING = re.compile(
-    r"^## (?P<number>\d+\.\d+) (?P<title>.+?)(?:  \((?P<time>[\d:]+) minutes?\b.*)?$"
+    r"## (?P<number>\d+\.\d+) (?P<title>.+?)(?:  \((?P<time>[\d:]+)( minutes?.*)?\))?"
 )
 EXERCISE = re.compile(r"\*\*Exercise (\d+\.\d+)\*\* \((\d+) minutes?, ([●○]+)\)")
 
@@ -129,7 +129,7 @@ def sections(notebook) -> list[Section]:
     found = []
     for index, cell in enumerate(notebook.cells):
         for line in cell.source.splitlines() if cell.cell_type == "markdown" else ():
-            if match := HEADING.match(line):
+            if match := HEADING.fullmatch(line):
                 found.append((index, match))
     ends = [*(index for index, _ in found[1:]), len(notebook.cells)]
     return [

@@ -6,16 +6,30 @@ As in the room `cli`: each is a function that returns the exit status, and impor
 """
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 
 
 def add_commands(commands) -> None:
     """Add the commands to those of `course`."""
     student = commands.add_parser("student", help="notebooks with blanks instead of solutions")
-    student.add_argument("chapters", nargs="*", metavar="CHAPTER", help="2, ch02, bonus; default: all")
+    student.add_argument(
+        "chapters", nargs="*", metavar="CHAPTER", help="2, ch02, bonus; default: all"
+    )
     student.add_argument("--out", default="student", metavar="DIR", help="(default: %(default)s)")
     student.add_argument("--force", action="store_true", help="replace what is there already")
     student.set_defaults(run=run_student)
+
+    clock = commands.add_parser("clock", help="the run of show of a chapter")
+    clock.add_argument("chapter", metavar="CHAPTER", help="2, ch02, bonus")
+    clock.add_argument("--start", default="0:00", type=time_of_day, metavar="H:MM", help="14:00")
+    clock.set_defaults(run=run_clock)
+
+
+def time_of_day(text: str) -> str:
+    """For argparse: "14:00" as it is. Raises ValueError for what is no time."""
+    datetime.strptime(text, "%H:%M")
+    return text
 
 
 def run_student(arguments: argparse.Namespace) -> int:
@@ -24,4 +38,14 @@ def run_student(arguments: argparse.Namespace) -> int:
 
     for path, blanks in write(arguments.chapters, Path(arguments.out), arguments.force):
         print(f"{path}  {blanks} blanks")
+    return 0
+
+
+def run_clock(arguments: argparse.Namespace) -> int:
+    """Print when each section begins, where all should be by then, and what to leave out."""
+    from common.chapters import find_notebook, read
+    from common.clock import clock_of, table
+
+    path = find_notebook(arguments.chapter)
+    print(table(clock_of(read(path), path.name), arguments.start))
     return 0

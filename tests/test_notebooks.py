@@ -94,6 +94,24 @@ def test_metadata_is_clean(notebook):
     assert len(ids) == len(set(ids))
 
 
+def test_agenda_and_headings_agree(notebook):
+    headings = {}
+    for cell in notebook["cells"]:
+        for number, name, time in re.findall(
+            r"^## (\d+\.\d+) (.+?)  \(([\d:]+).*\)$", source(cell), flags=re.M
+        ):
+            headings[number] = name, time
+    row = r"\| (\d+\.\d+) (?:\| )?([^|]+?) \| ([\d:]+) (?=\|)"
+    agenda = {
+        number: (n, time) for number, n, time in re.findall(row, source(notebook["cells"][0]))
+    }
+    assert agenda.keys() == headings.keys()
+    for number, (name, time) in agenda.items():
+        assert time == headings[number][1], f"{number} takes {headings[number][1]}"
+        shorter, longer = sorted((name, headings[number][0]), key=len)
+        assert longer.startswith(shorter.rstrip("?")), f"{number}: '{name}' and '{longer}'"
+
+
 def test_exercises_have_statement_folded_solution_and_check(notebook):
     cells = notebook["cells"]
     numbers = {n for cell in cells for n in re.findall(r"\*\*Exercise (\d+\.\d+)", source(cell))}

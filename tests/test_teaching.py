@@ -52,3 +52,29 @@ def test_wrong_usage(capsys, arguments, status, says):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (status, "")
     assert says in err
+
+
+# -------------------------------------------------------------------------------------------- clock
+
+
+def test_the_clock_of_a_chapter(capsys):
+    status, out, err = run(capsys, "clock", "1", "--start", "14:00")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "1 · Setting up the coding environment"
+    assert "\n14:07   2 min  1.4   Tensors\n" in out
+    assert "\n14:21  the end. 6 exercises, 43 min, on top.\n" in out
+    assert out.count("saves") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["clock"], 2, "required: CHAPTER"),
+        (["clock", "9"], 1, "course: no chapter is called '9'"),
+        (["clock", "1", "--start", "25:00"], 2, "invalid time_of_day value: '25:00'"),
+    ],
+)
+def test_a_clock_that_is_not_there(capsys, arguments, status, says):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (status, "")
+    assert says in err
