@@ -211,6 +211,91 @@ MUTATIONS = {
         ),
         "targets: not shifted in shards": ("batch[:, 1:].astype", "batch[:, :-1].astype"),
     },
+    "chat_format": {
+        "control tokens: from what users type": (
+            'ids += self.tokenizer.encode("".join(texts))',
+            'ids += self.tokenizer.encode("".join(texts), self.template.controls)',
+        ),
+        "learned: not the end": ("after[0] = after[0]._replace(learned=True)", "pass"),
+        "learned: questions, too": (
+            '_Piece(turn["content"], learned=answer)',
+            '_Piece(turn["content"], learned=True)',
+        ),
+        "context: the newest turn goes first": ("rest = rest[2:]", "rest = rest[:-2]"),
+    },
+    "instruction": {
+        "mask: one token late": (
+            "masked_fill(~learned[1:], IGNORED)",
+            "masked_fill(~learned[:-1], IGNORED)",
+        ),
+        "filling: counts": ("padding_value=IGNORED", "padding_value=0"),
+        "loss: of all tokens": ("learned = targets != IGNORED", "learned = targets != 1000"),
+        "answers: in the order of lengths": ("answers[place] =", "answers[len(places) - 1] ="),
+    },
+    "rewards": {
+        "loss: the other way round": (
+            "F.logsigmoid(chosen - rejected)",
+            "F.logsigmoid(rejected - chosen)",
+        ),
+        "state: of the token before": (
+            "ids = ids[: len(ids) - learned[::-1].index(True)]",
+            "ids = ids[: len(ids) - learned[::-1].index(True) - 1]",
+        ),
+    },
+    "preference": {
+        "reference: left out": ("beta * (policy - reference)", "beta * (policy - 0 * reference)"),
+        "log-probabilities: of the wrong rows": (
+            "learned.nonzero()[:, 0]",
+            "learned.nonzero()[:, 0].flip(0)",
+        ),
+        "reference: with its adapters": (
+            "adapters_off(model) if has_lora(model) else",
+            "nullcontext() if has_lora(model) else",
+        ),
+        "reference: sides swapped": ("found.view(2, -1).T", "found.view(2, -1).flip(0).T"),
+    },
+    "rollout": {
+        "mask: filling counts": (
+            "(tokens, chosen.masked_fill(~alive, 0.0), alive)",
+            "(tokens, chosen, torch.ones_like(alive))",
+        ),
+        "targets: one late": ("targets[: len(prompt) - 1]", "targets[: len(prompt)]"),
+        "targets: one early": ("targets[: len(prompt) - 1]", "targets[: max(len(prompt) - 2, 0)]"),
+        "temperature: forgotten": ("logits.float() / temperature", "logits.float()"),
+        "reference: moves with the policy": ("copy.deepcopy(policy)", "policy"),
+    },
+    "reinforcement": {
+        "k3: upside down": ("log_r = reference - logprobs", "log_r = logprobs - reference"),
+        "baseline: itself included": (
+            "(groups.sum(1, keepdim=True) - groups) / max(n - 1, 1)",
+            "groups.mean(1, keepdim=True).expand_as(groups)",
+        ),
+        "gae: one reward late": ("delta = rewards[:, t]", "delta = rewards[:, t - 1]"),
+        "gae: the filling is worth something": (
+            "rewards, values = rewards * mask, values * mask",
+            "pass",
+        ),
+        "reward: on the last column": (
+            "mask.long().cumsum(1) == mask.sum(1, keepdim=True)",
+            "mask.long().cumsum(1) == mask.shape[1]",
+        ),
+        "ratio: clipped alone": ("-torch.min(ratio * advantages, ", "-torch.min(1e9 + 0 * ratio, "),
+        "ratio: upside down": ("ratio = (logprobs - old).exp()", "ratio = (old - logprobs).exp()"),
+        "kl: the weight runs away": ("self.weight *= 1 + error", "self.weight *= 1 - error"),
+        "reinforce: no leash": (
+            "totals = e.scores - self.kl.weight * strayed",
+            "totals = e.scores",
+        ),
+        "grpo: no leash": ("self.kl.weight * kl_k3(logprobs, e.reference)", "0"),
+    },
+    "policy_training": {
+        "dropout: in the update": (
+            "with evaluation_mode(learner.actor):",
+            "with evaluation_mode(learner.actor, on=False):",
+        ),
+        "leash: never adapted": ("learner.algorithm.kl.update(steps[-1].kl, len(played))", "pass"),
+        "end: costs nothing": ("- no_end_penalty * ~played.ended", ""),
+    },
 }
 
 
