@@ -72,12 +72,15 @@ def read_documents(folder: str | Path, pattern: str = "**/*.txt") -> Iterator[Do
 
 
 def _read_json_lines(path: Path, name: str) -> Iterator[Document]:
-    with path.open(encoding="utf8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield Document(f"{name}:{number}", json.loads(line)["text"])
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f'{path}, line {number}: expected {{"text": "…"}}') from None
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):  # not UTF-8 is a ValueError, too
+                text = None
+            if not isinstance(text, str):
+                raise ValueError(f'{path}, line {number}: expected {{"text": "…"}}, in UTF-8')
+            yield Document(f"{name}:{number}", text)
 
 
 def read_shakespeare() -> Iterator[Document]:

@@ -82,8 +82,15 @@ def test_read_json_lines(tmp_path):
     path = tmp_path / "web.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two\\n", "id": 2}\n', encoding="utf8")
     assert [d.text for d in read_documents(tmp_path, "*.jsonl")] == ["one", "two\n"]
-    path.write_text('{"text": "one"}\n{"txt": "two"}\n', encoding="utf8")
-    with pytest.raises(ValueError, match=r"web\.jsonl, line 2: expected"):
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"txt": "two"}', b'{"text": 2}', b'{"text": "\xfc"}', b"[2]", b"two", b""]
+)
+def test_json_lines_of_another_kind(tmp_path, line):
+    (tmp_path / "web.jsonl").write_bytes(b'{"text": "one"}\n' + line + b"\n")
+    message = r'web\.jsonl, line 2: expected \{"text": "…"\}, in UTF-8$'
+    with pytest.raises(ValueError, match=message):
         list(read_documents(tmp_path, "*.jsonl"))
 
 
