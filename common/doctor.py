@@ -92,9 +92,9 @@ def check_paths() -> Finding:
 
 
 def check_compiler() -> Finding:
-    """torch.compile needs a C compiler."""
-    names = ("cl",) if WINDOWS else ("cc", "gcc", "clang")
-    found = next(filter(None, map(shutil.which, names)), None)
+    """torch.compile needs a C++ compiler: the usual one of the system, or what CXX names."""
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    found = shutil.which(os.environ.get("CXX") or usual)
     if found:
         return Finding("compiler", "ok", found)
     remedies = {
@@ -102,7 +102,7 @@ def check_compiler() -> Finding:
         "darwin": "`xcode-select --install` brings one",
     }
     remedy = remedies.get(sys.platform, "`sudo apt install g++` or the like brings one")
-    detail = "no C compiler, so no torch.compile"
+    detail = "no C++ compiler, so no torch.compile"
     return Finding("compiler", "warn", detail, f"{remedy}; only one demonstration needs it")
 
 

@@ -174,21 +174,31 @@ def test_folders_that_make_trouble(monkeypatch, windows, path, says):
 
 
 @pytest.mark.parametrize(
-    ("system", "says"),
-    [("linux", "apt install"), ("darwin", "xcode-select"), ("win32", "Visual Studio")],
+    ("system", "usual", "says"),
+    [
+        ("linux", "g++", "apt install"),
+        ("darwin", "clang++", "xcode-select"),
+        ("win32", "cl", "Visual Studio"),
+    ],
 )
-def test_no_compiler(monkeypatch, system, says):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+def test_no_compiler(monkeypatch, system, usual, says):
+    """A compiler of C alone, as minimal Linux systems have it, will not do."""
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None if name == usual else "/bin/cc")
     monkeypatch.setattr(doctor.sys, "platform", system)
     finding = doctor.check_compiler()
     assert finding.status == "warn"
     assert says in finding.remedy
 
 
-def test_compilers(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/cc" if name == "cc" else None)
-    monkeypatch.setattr(doctor, "WINDOWS", False)
-    assert doctor.check_compiler() == Finding("compiler", "ok", "/bin/cc")
+@pytest.mark.parametrize(("chosen", "found"), [(None, "g++"), ("", "g++"), ("clang++", "clang++")])
+def test_compilers(monkeypatch, chosen, found):
+    monkeypatch.delenv("CXX", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CXX", chosen)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    assert doctor.check_compiler() == Finding("compiler", "ok", f"/bin/{found}")
 
 
 def test_assets_that_are_here():
