@@ -35,7 +35,7 @@ class TrainingSettings:
     evaluate_every: int | None = None
     sample_every: int | None = None
     checkpoint_every: int | None = None
-    stop_on_explosion: bool = True  # see `common.training.LossWatch`
+    stop_on_explosion: bool = True  # see `common.divergence.LossWatch`
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))  # JSON knows lists only
