@@ -202,6 +202,19 @@ def run_main_as_rank(arguments: list[str], folder: Path, limit: int | None = Non
     run_main(arguments, folder / f"stderr{os.environ['RANK']}")
 
 
+def test_a_rank_that_never_comes_stops_the_other_with_one_line(story, finished, tmp_path):
+    shutil.copytree(finished, out := tmp_path / "run")
+    before = [path.read_bytes() for path in Checkpoints(out / "checkpoints").paths()]
+    arguments = command(story, out, "--resume", "--timeout", "1")
+    only = processes.ranks(2, run_main_as_rank, arguments, tmp_path, missing=1)
+    assert processes.join(only) == [1]
+    said = (tmp_path / "stderr0").read_text()
+    assert said.startswith("pretrain: another process is gone, or hasn't answered for 1 s")
+    assert said.endswith("; --resume goes on from step_00000008\n")
+    assert said.count("\n") == 1
+    assert [path.read_bytes() for path in Checkpoints(out / "checkpoints").paths()] == before
+
+
 @needs_signals
 def test_a_full_disk_stops_both_and_rank_0_says_why(story, tmp_path):
     arguments = command(story, tmp_path / "run")
