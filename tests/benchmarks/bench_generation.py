@@ -1,6 +1,7 @@
 """How fast SmolLM2-135M writes: `generate`, `transformers.generate`, and what memory allows.
 
     uv run python tests/benchmarks/bench_generation.py [--rounds 5] [--threads 2]
+    uv run python tests/benchmarks/bench_generation.py --preset gpt2-124m
 
 Greedy, batch 1, 64 prompt + 128 new tokens, random weights (the speed doesn't depend on them). The
 limit is the bare products of the same weights with the same shapes: one matrix product each for the
@@ -17,7 +18,7 @@ import time
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from common.generation import generate, lay_out_for_decoding
 from common.gpt import GPT, PRESETS, GPTConfig
@@ -27,8 +28,12 @@ PROMPT, NEW = 64, 128
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or platform.machine() in ("arm64", "aarch64")
 
 
-def rival(config: GPTConfig) -> LlamaForCausalLM:
+def rival(config: GPTConfig) -> LlamaForCausalLM | GPT2LMHeadModel:
     """The same architecture in `transformers`, as it is shipped."""
+    if config.position == "learned":
+        return GPT2LMHeadModel(
+            GPT2Config(n_embd=config.d_model, n_layer=config.n_layers, n_head=config.n_heads)
+        ).eval()
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
@@ -61,11 +66,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument(
+        "--preset", choices=("smollm2-135m", "gpt2-124m"), default="smollm2-135m"
+    )
     arguments = arguments.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
-    config = PRESETS["smollm2-135m"]
+    config = PRESETS[arguments.preset]
     theirs, ours, ours_bf16 = rival(config), GPT(config).eval(), GPT(config).eval().bfloat16()
     columns = lay_out_for_decoding(GPT(config).eval())
     ours_int8 = quantize_for_decoding(GPT(config).eval())
@@ -105,7 +113,7 @@ def main() -> None:
     generate(ours, prompt, NEW, use_cache=False)
     seconds["ours fp32, no cache (once)"] = [time.perf_counter() - start]
 
-    print(f"{arguments.threads} threads, {arguments.rounds} rounds")
+    print(f"{arguments.preset}, {arguments.threads} threads, {arguments.rounds} rounds")
     baseline = seconds["transformers fp32, cached"]
     for name, times in seconds.items():
         rate = NEW / statistics.median(times)

@@ -35,6 +35,8 @@ CONTENDERS = {  # name: (what runs, its dtype, whether freed memory is kept)
     "ours fp32, kept": ("ours", "fp32", True),
     "ours fp32, all logits": ("all logits", "fp32", False),
     "ours bf16 (autocast)": ("ours", "bf16", False),
+    "ours bf16, kept": ("ours", "bf16", True),
+    "ours bf16, all logits, kept": ("all logits", "bf16", True),
     "limit fp32: matrix products": ("products", "fp32", True),
 }
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or platform.machine() in ("arm64", "aarch64")
