@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -157,6 +158,40 @@ def test_readme_gives_the_two_commands_and_its_links_resolve():
     assert "uv run pytest" in (ROOT / ".ci" / "run").read_text(encoding="utf8")
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", readme):
         assert (ROOT / target).exists(), f"README links to {target}, which does not exist"
+
+
+# A python3 whose pip refuses, or installs where no PATH leads; the one of an environment obeys.
+PYTHON3 = """#!/bin/bash
+make_uv() { printf '#!/bin/bash\\necho "$0 $*"\\n' >"$1/uv" && chmod +x "$1/uv"; }
+case "$*" in
+    "-m venv .venv-uv") mkdir -p .venv-uv/bin && cp "$0" .venv-uv/bin/python ;;
+    *) case "$0" in
+        .venv-uv/*) make_uv .venv-uv/bin ;;
+        *) [ "$PIP" != refuses ] && make_uv "$PIP" ;;
+    esac ;;
+esac
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the workflow brings uv")
+@pytest.mark.parametrize("pip", ["refuses", "../elsewhere", "../bin"])
+def test_ci_installs_uv_where_it_is_missing(pip, tmp_path):
+    for folder in ("bin", "elsewhere", "course/.ci"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / "course" / ".ci")
+    for name in ("bash", "dirname", "mkdir", "cp", "chmod"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    (tmp_path / "bin" / "python3").write_text(PYTHON3, encoding="utf8")
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    ran = subprocess.run(
+        ["bash", tmp_path / "course" / ".ci" / "run"],
+        env={"PATH": str(tmp_path / "bin"), "PIP": pip},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    home = tmp_path / ("bin" if pip == "../bin" else "course/.venv-uv/bin")
+    assert ran.stdout == f"{home}/uv run pytest\n"
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
