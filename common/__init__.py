@@ -70,6 +70,7 @@ rooms above it, never from those below.
     chapters        the notebooks: which there are, their sections, their exercises
     student         `course student`: blanks in the place of solutions, and nothing else broken
     clock           `course clock`: when each section begins, checkpoints, what to skip when late
+    progress        `course check`: which exercises of a learner's own copy pass, with hints
     teaching        the `course` commands of a class: student, clock, check, slides
     cli             the `course` command
 """

@@ -25,6 +25,14 @@ def add_commands(commands) -> None:
     clock.add_argument("--start", default="0:00", type=time_of_day, metavar="H:MM", help="14:00")
     clock.set_defaults(run=run_clock)
 
+    check = commands.add_parser("check", help="which exercises of your own copy pass, with hints")
+    check.add_argument("chapter", metavar="CHAPTER", help="2, or 2.3: only as far as that exercise")
+    check.add_argument("--notebook", metavar="PATH", help="default: in student/, or the chapter's")
+    check.add_argument(
+        "--timeout", type=int, default=300, metavar="S", help="for a cell (default: %(default)s s)"
+    )
+    check.set_defaults(run=run_check)
+
 
 def time_of_day(text: str) -> str:
     """For argparse: "14:00" as it is. Raises ValueError for what is no time."""
@@ -49,3 +57,21 @@ def run_clock(arguments: argparse.Namespace) -> int:
     path = find_notebook(arguments.chapter)
     print(table(clock_of(read(path), path.name), arguments.start))
     return 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Run the checks, and report each when it is done. 1 unless all pass."""
+    from common.chapters import find_notebook, read
+    from common.progress import PASSES, line, own_copy, run_checks, summary
+
+    chapter, _, exercise = arguments.chapter.partition(".")
+    until = arguments.chapter if exercise.isdecimal() else None
+    path = find_notebook(arguments.notebook) if arguments.notebook else own_copy(chapter)
+    notebook = read(path)
+    print(f"{path}, in a fresh kernel:", flush=True)
+    results = []
+    for result in run_checks(notebook, path.name, path.resolve().parent, until, arguments.timeout):
+        print(line(result), flush=True)
+        results.append(result)
+    print(summary(results))
+    return int(any(result.status != PASSES for result in results))

@@ -1,9 +1,10 @@
 """The `course` commands of a class: what they print, and their exit status."""
 
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from common import cli
-from common.chapters import notebooks
+from common.chapters import notebooks, save
 
 
 def run(capsys, *arguments):
@@ -77,4 +78,46 @@ def test_the_clock_of_a_chapter(capsys):
 def test_a_clock_that_is_not_there(capsys, arguments, status, says):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (status, "")
+    assert says in err
+
+
+# -------------------------------------------------------------------------------------------- check
+
+
+def learners_copy(path, body):
+    """A notebook with one exercise."""
+    tagged = lambda source, tag: new_code_cell(source, metadata={"tags": [tag]})
+    cells = [
+        new_markdown_cell("**Exercise 1.1** (5 minutes, ●●○). Add."),
+        tagged(f"def add(a, b):\n    {body}", "solution"),
+        tagged("assert add(1, 2) == 3, 'add both'", "check"),
+    ]
+    save(new_notebook(cells=cells), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ("return a + b", 0, ["  1.1   passes", "1 of 1 pass."]),
+        ("return a", 1, ["  1.1   no: add both", "0 of 1 pass."]),
+    ],
+)
+def test_checks_of_a_learners_copy(capsys, own_folder, body, status, says):
+    path = learners_copy(own_folder / "mine.ipynb", body)
+    code, out, err = run(capsys, "check", "1", "--notebook", path)
+    assert (code, err) == (status, "")
+    assert out.splitlines() == [f"{path}, in a fresh kernel:", *says]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["check", "1", "--notebook", "x.ipynb"], "course: x.ipynb: no such file"),
+        (["check", "12"], "course: no chapter is called '12'"),
+    ],
+)
+def test_what_can_not_be_checked(capsys, arguments, says):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
     assert says in err
