@@ -52,7 +52,8 @@ rooms above it, never from those below.
     metrics         how good a classifier is: accuracy and its interval, ROC, calibration
     classifier      a GPT with a head that sorts texts; saved
     classifier_training  which weights learn, for how long, from which messages
-    classification  the command that ties them together, and the baseline
+    classification  the command that ties them together, and the baselines
+    learning_curve  many runs of it, a line each in a table; means and their intervals
     chat_format     conversations as token ids: templates, control tokens, what is learned
     instruction_data  instructions with answers, pairs of answers: read, checked
     instruction     fine-tuning on answers alone; answering, streamed and in batches
@@ -63,6 +64,13 @@ rooms above it, never from those below.
     rollout         a policy writes, and keeps the log-probability of every token it drew
     reinforcement   REINFORCE, GRPO, PPO: advantages, clipped ratios, leashes to a reference
     policy_training  the loop: write, judge, learn, and look how far the policy has strayed
+    alignment_models  one base, adapters for each step of the way, answers in low precision
+    alignment_records  results as JSON lines, and the figures that follow from them
+    alignment_bench  data, records and models of one comparison
+    alignment_supervised  stages that learn from examples: answers, and two reward models
+    alignment_policies  stages that learn from preferences: DPO, and PPO against a reward model
+    alignment_comparison  all models side by side, and a blind reading
+    alignment       the command that runs the stages
     chat            `course chat`: a conversation in the terminal
     plotting        figures that more than one notebook draws
     checks          what `course doctor` asks: Python, packages, Jupyter, PyTorch
@@ -71,6 +79,7 @@ rooms above it, never from those below.
     student         `course student`: blanks in the place of solutions, and nothing else broken
     clock           `course clock`: when each section begins, checkpoints, what to skip when late
     progress        `course check`: which exercises of a learner's own copy pass, with hints
+    slides          `course slides`: reveal.js from the same cells, with speaker notes
     teaching        the `course` commands of a class: student, clock, check, slides
     cli             the `course` command
 """

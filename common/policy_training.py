@@ -98,9 +98,11 @@ def train_policy(
     with evaluation_mode(learner.actor):
         for step in tqdm(range(1, settings.n_steps + 1), "policy", disable=not progress):
             asked = [prompt for prompt in next(drawn) for _ in range(algorithm.group_size)]
-            played = rollout(
-                model, asked, max_new_tokens, eos_id, temperature=temperature, generator=generator
-            )
+            with learner.low_precision():
+                played = rollout(
+                    model, asked, max_new_tokens, eos_id,
+                    temperature=temperature, generator=generator,
+                )  # fmt: skip
             scores = _scores(reward, played) - no_end_penalty * ~played.ended
             experience = learner.experience(played, scores, before)
             figures = learner.learn(experience, learning_rate_at(step, settings))
@@ -131,7 +133,8 @@ class _Learner:
         self.optimizer = torch.optim.AdamW(groups, betas=settings.betas)
         self.device = model.token_embedding.weight.device
 
-    def _low(self) -> torch.autocast:
+    def low_precision(self) -> torch.autocast:
+        """Products in bf16, where the settings say so: writing, reading and learning alike."""
         enabled = self.settings.dtype == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
@@ -142,7 +145,7 @@ class _Learner:
         The old log-probabilities are computed in the same way as the new ones will be, and not
         taken from the rollout: so the ratio of an unchanged policy is exactly 1, in any precision.
         """
-        with self._low():
+        with self.low_precision():
             old, values = self.actor(played, self.temperature)
             theirs = reference(played, self.temperature)
         experience = Experience(played, scores, old, theirs, values)
@@ -156,7 +159,7 @@ class _Learner:
         clip = getattr(algorithm, "clip", torch.inf)
         for start in [*range(0, n, size)] * algorithm.passes:
             e = experience.rows(list(range(start, min(start + size, n))))
-            with self._low():
+            with self.low_precision():
                 logprobs, values = self.actor(e.played, self.temperature)
             loss = algorithm.loss(logprobs, values, e)
             loss.backward()

@@ -121,11 +121,17 @@ class PreferenceBatches(PairBatches):
         )
 
     @torch.no_grad()
-    def remember(self, model: GPT, low_precision: bool = False) -> "PreferenceBatches":
-        """Computes the reference's log-probabilities, once: those of `model`, adapters off."""
+    def remember(
+        self, model: GPT, low_precision: bool = False, adapters: bool = False
+    ) -> "PreferenceBatches":
+        """Computes the reference's log-probabilities, once: those of `model`, adapters off.
+
+        adapters: leave them on, where they are part of the reference and learn on from there.
+        """
         device = model.token_embedding.weight.device
         low = torch.autocast(device.type, torch.bfloat16, enabled=low_precision)
-        before = adapters_off(model) if has_lora(model) else nullcontext()
+        off = has_lora(model) and not adapters
+        before = adapters_off(model) if off else nullcontext()
         with evaluation_mode(model), before, low:
             for places in by_length(self.lengths, self.batch_size):
                 inputs, targets, _ = (tensor.to(device) for tensor in self.batch(places))

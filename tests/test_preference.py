@@ -107,6 +107,19 @@ def test_the_reference_is_remembered_pair_by_pair(batch_size):
     assert remembered.reference.std() > 0.1
 
 
+def test_adapters_may_be_part_of_the_reference():
+    """Then the loss begins at ln 2 for a policy that has learned before."""
+    policy = add_lora(model(), rank=2)
+    for weight in lora_parameters(policy).values():
+        weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    losses = {}
+    for adapters in (True, False):
+        known = PreferenceBatches(FORMAT, PAIRS, 4).remember(policy, adapters=adapters)
+        losses[adapters] = preference_loss(policy, *next(iter(known))).item()
+    assert losses[True] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(losses[False] - math.log(2)) > 1e-4
+
+
 def test_with_adapters_the_reference_is_the_model_without_them():
     gpt = model(spread=10.0)
     expected = batches(gpt).reference
