@@ -150,6 +150,11 @@ _ASSETS = (
           url="https://raw.githubusercontent.com/karpathy/char-rnn"
               "/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
           instead="without it, fetch('shakespeare') has all the plays"),
+    Asset("mermaid", "mermaid.min.js", 3_572_661,
+          "581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8",
+          "MIT (Knut Sveidqvist)", "draws the diagrams on slides",
+          url="https://cdn.jsdelivr.net/npm/mermaid@11.17.2/dist/mermaid.min.js",
+          instead="without it, slides say in words what diagrams show"),
     _gpt2("124m", "gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e", 548_105_171,
           "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"),
     _gpt2("355m", "gpt2-medium/resolve/6dcaa7a952f72f9298047fd5137cd6e4f05f41da", 1_519_984_962,
@@ -210,8 +215,7 @@ def whereabouts(asset: Asset) -> str:
     """Where the asset is, in a few words: cache, repository, package, damaged, or to download."""
     here, damaged = locate(asset)
     if here is None:
-        missing = "to download" if origin(asset) else "missing"
-        return "damaged" if damaged else missing
+        return "damaged" if damaged else "to download" if origin(asset) else "missing"
     if here == asset.cached:
         return "cache"
     return "repository" if asset.shipped else f"package {asset.package.partition('/')[0]}"
@@ -253,10 +257,8 @@ def _download(asset: Asset) -> Path:
         use_proxy = not os.environ.get("COURSE_MIRROR")
         download_file(url, target, asset.size, asset.sha256, use_proxy)
     except DownloadError as error:
-        instead = f"; {asset.instead}" if asset.instead else ""
-        raise AssetUnavailable(
-            f"'{asset.name}' could not be downloaded: {error}{instead}"
-        ) from None
+        what = f"'{asset.name}' could not be downloaded: {error}"
+        raise AssetUnavailable(what + (f"; {asset.instead}" if asset.instead else "")) from None
     return _unpack(target, asset.cached) if asset.is_folder else target
 
 

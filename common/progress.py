@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
 
 from common.chapters import EXERCISE, NotebookError, find_notebook, tags
 from common.checks import PROJECT
@@ -88,7 +89,7 @@ def run_checks(
     earlier = ""  # what went wrong since the last check
     index = 0
     try:
-        with client.setup_kernel():
+        with client.setup_kernel(stderr=DEVNULL):  # its own log; cells print through messages
             for index, cell in enumerate(notebook.cells[: last + 1]):
                 complaint = _run(client, cell, index, timeout)
                 if index in checks:

@@ -33,6 +33,11 @@ def add_commands(commands) -> None:
     )
     check.set_defaults(run=run_check)
 
+    slides = commands.add_parser("slides", help="reveal.js slides in one file, with speaker notes")
+    slides.add_argument("chapter", metavar="CHAPTER", help="2, ch02, bonus")
+    slides.add_argument("--out", default="slides", metavar="DIR", help="(default: %(default)s)")
+    slides.set_defaults(run=run_slides)
+
 
 def time_of_day(text: str) -> str:
     """For argparse: "14:00" as it is. Raises ValueError for what is no time."""
@@ -75,3 +80,13 @@ def run_check(arguments: argparse.Namespace) -> int:
         results.append(result)
     print(summary(results))
     return int(any(result.status != PASSES for result in results))
+
+
+def run_slides(arguments: argparse.Namespace) -> int:
+    """Write the slides of a chapter."""
+    from common.chapters import find_notebook
+    from common.slides import write
+
+    path, n = write(find_notebook(arguments.chapter), Path(arguments.out))
+    print(f"{path}  {n} slides; in a browser, S opens the speaker's notes, ? lists all keys")
+    return 0

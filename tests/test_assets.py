@@ -131,7 +131,7 @@ def test_what_is_online_is_not_fetched_unasked(offline, name):
         fetch(name)
     message = str(caught.value)
     assert f"`uv run course fetch {name}` downloads" in message
-    assert "without it, fetch('" in message
+    assert "; without it, " in message
     assert "\n" not in message
 
 

@@ -87,7 +87,7 @@ def test_all_from_a_mirror_is_what_the_mirror_has(capsys, monkeypatch):
     monkeypatch.setattr("common.mirror.names_at", lambda mirror: {"story"})
     status, out, _ = run(capsys, "fetch", "--all")
     assert status == 0
-    assert "not on the mirror, left out: sms-spam-full, tiny-shakespeare, gpt2-124m" in out
+    assert "not on the mirror, left out: sms-spam-full, tiny-shakespeare, mermaid, gpt2-124m" in out
     assert [line.split(":")[0] for line in out.splitlines()[1:]] == HERE
 
 

@@ -121,3 +121,21 @@ def test_what_can_not_be_checked(capsys, arguments, says):
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (1, "")
     assert says in err
+
+
+# ------------------------------------------------------------------------------------------- slides
+
+
+def test_the_slides_of_a_chapter(capsys, own_folder):
+    status, out, err = run(capsys, "slides", "2", "--out", "mine")
+    assert (status, err) == (0, "")
+    path, n = out.split("  ")[0], out.split("  ")[1].split()[0]
+    assert (own_folder / path).stat().st_size > 300_000
+    assert int(n) > 50
+
+
+def test_slides_of_no_chapter(capsys, own_folder):
+    status, out, err = run(capsys, "slides", "12")
+    assert (status, out) == (1, "")
+    assert "course: no chapter is called '12'" in err
+    assert not (own_folder / "slides").exists()
