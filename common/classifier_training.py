@@ -5,10 +5,11 @@
     print(score(classifier, split.test))
 
 A recipe says how many of the last blocks learn. What lies below them is computed once per message,
-not once per message and pass; a linear head on a frozen model learns in a second so.
+not once per message and pass; a linear head on a frozen model learns in a second so. Whoever trains
+several times on the same frozen blocks keeps their states: `fine_tune(…, memory=memory)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,19 @@ from common.metrics import Scores
 from common.pooled import lower_states
 from common.training import TrainingSettings
 
-__all__ = ["RECIPES", "KeepBest", "Recipe", "fine_tune", "loss_of", "prepare", "score"]
+__all__ = [
+    "RECIPES",
+    "KeepBest",
+    "Memory",
+    "Recipe",
+    "fine_tune",
+    "frozen_states",
+    "loss_of",
+    "prepare",
+    "score",
+]
+
+Memory = MutableMapping[str, Tensor]  # a text, and what the frozen blocks make of it
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,7 @@ RECIPES = {
     "last-block": Recipe(n_blocks=1, learning_rate=3e-4, n_messages=4096),
     "lora": Recipe(n_blocks=15, rank=8, n_messages=1536),
     "all": Recipe(n_blocks=None, learning_rate=5e-5, n_messages=1024),
+    "scratch": Recipe(n_blocks=None, learning_rate=3e-4, n_messages=2048),  # random weights
 }
 
 
@@ -92,6 +106,7 @@ def fine_tune(
     *,
     validation: Sequence[Message] = (),
     seed: int = 0,
+    memory: Memory | None = None,
     progress: bool = True,
     report: Callable[[str], None] | None = None,
 ) -> History:
@@ -99,16 +114,17 @@ def fine_tune(
 
     The frozen blocks are computed once, and their states used in every pass. With `validation`
     messages, a look at them after every pass, and the weights of the best look are kept: early
-    stopping that never stops too early. progress and report: as in `train`.
-    Raises ValueError for a label without messages, and for a label the classifier doesn't know.
+    stopping that never stops too early. memory: see `frozen_states`; progress and report: as in
+    `train`. Raises ValueError for a label without messages, and for a label the classifier doesn't
+    know.
     """
     check_labels(messages, classifier.labels)
     prepare(classifier, recipe, seed)
     generator = torch.Generator().manual_seed(seed)
-    batches = _batches(classifier, messages, recipe.batch_size, generator)
+    batches = _batches(classifier, messages, recipe.batch_size, generator, memory)
     look = None
     if validation:
-        held_out = _batches(classifier, validation, recipe.batch_size)
+        held_out = _batches(classifier, validation, recipe.batch_size, memory=memory)
         look = lambda classifier: evaluate_loss(classifier, held_out, loss_of)
     settings = recipe.settings(len(messages))
     return fit(classifier, batches, loss_of, settings, look=look, progress=progress, report=report)
@@ -119,11 +135,29 @@ def loss_of(classifier: Classifier, x: Tensor, lengths: Tensor, targets: Tensor)
     return F.cross_entropy(classifier(x, lengths).float(), targets)
 
 
-def score(classifier: Classifier, messages: Sequence[Message]) -> Scores:
-    """How good the classifier is on messages it has not seen."""
+def score(
+    classifier: Classifier, messages: Sequence[Message], memory: Memory | None = None
+) -> Scores:
+    """How good the classifier is on messages it has not seen. memory: see `frozen_states`."""
     check_labels(messages, classifier.labels)
-    probabilities = classifier.probabilities(classifier.encode([m.text for m in messages]))
+    texts = [message.text for message in messages]
+    rows = classifier.encode(texts) if memory is None else frozen_states(classifier, texts, memory)
+    probabilities = classifier.probabilities(rows)
     return Scores.of([m.label for m in messages], probabilities.numpy(), classifier.labels)
+
+
+def frozen_states(
+    classifier: Classifier, texts: Sequence[str], memory: Memory | None = None
+) -> list[Tensor]:
+    """`lower_states` of texts. What `memory` holds isn't computed; what is computed goes there.
+
+    A memory is for the same frozen blocks and the same pool: give it to no other classifier.
+    """
+    if memory is None:
+        return lower_states(classifier, classifier.encode(texts))
+    new = [text for text in dict.fromkeys(texts) if text not in memory]
+    memory.update(zip(new, lower_states(classifier, classifier.encode(new)), strict=True))
+    return [memory[text] for text in texts]
 
 
 def _batches(
@@ -131,7 +165,8 @@ def _batches(
     messages: Sequence[Message],
     batch_size: int,
     generator: torch.Generator | None = None,
+    memory: Memory | None = None,
 ) -> LengthBatches:
-    rows = lower_states(classifier, classifier.encode([message.text for message in messages]))
+    rows = frozen_states(classifier, [message.text for message in messages], memory)
     targets = [classifier.labels.index(message.label) for message in messages]
     return LengthBatches(rows, targets, batch_size, generator)

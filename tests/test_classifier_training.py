@@ -124,6 +124,22 @@ def test_caching_the_frozen_blocks_changes_no_step(monkeypatch):
         assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_what_is_remembered_is_not_computed_again(monkeypatch):
+    recipe, memory = replace(METHODS["last-block"], n_messages=96), {}
+    plain = tuned(recipe)
+    expected = score(plain, TEST)
+    first = tuned(recipe, memory=memory)
+    assert score(first, TEST, memory).accuracy == expected.accuracy
+    assert set(memory) == {m.text for m in TRAIN + TEST}
+    asked = []
+    real = Classifier.lower
+    monkeypatch.setattr(Classifier, "lower", lambda self, ids: asked.append(1) or real(self, ids))
+    again = tuned(recipe, memory=memory)
+    assert score(again, TEST, memory).accuracy == expected.accuracy
+    assert not asked
+    assert torch.equal(again.head.weight, first.head.weight)
+
+
 def test_a_model_with_fewer_blocks_trains_all_of_them():
     for recipe in (Recipe(n_blocks=3), Recipe(n_blocks=3, rank=1)):
         assert prepare(fresh(), recipe).n_frozen == 0
