@@ -82,10 +82,17 @@ def open_policy(
 
 
 @torch.no_grad()
+def round_trained(model: torch.nn.Module) -> torch.nn.Module:
+    """What was trained at the precision of fp16, in place, still stored in fp32."""
+    for parameter in trained_parameters(model).values():
+        parameter.copy_(parameter.half())
+    return model
+
+
+@torch.no_grad()
 def save_policy(policy: GPT, source: str, path: str | Path) -> None:
     """Round the adapters to fp16, in place, and write them: what is judged is what is shipped."""
-    for parameter in lora_parameters(policy).values():
-        parameter.copy_(parameter.half())
+    round_trained(policy)
     fresh, settings = open_base(source)[0], lora_settings(policy)
     add_lora(fresh, settings["rank"], settings["alpha"], settings["targets"])
     fill(lora_parameters(fresh), lora_parameters(policy))
@@ -105,8 +112,9 @@ def open_judge(source: str, sft: str | Path, seed: int = 0) -> RewardModel:
 
 
 def save_judge(judge: RewardModel, path: str | Path) -> None:
-    """Write what was trained: adapters and head, in fp32."""
-    write_tensors(path, trained_parameters(judge), {"reward_model": "adapters and head"})
+    """Round adapters and head to fp16, in place, and write them."""
+    tensors = {name: p.half() for name, p in trained_parameters(round_trained(judge)).items()}
+    write_tensors(path, tensors, {"reward_model": "adapters and head"})
 
 
 def load_judge(source: str, sft: str | Path, path: str | Path) -> RewardModel:

@@ -26,7 +26,7 @@ from common.reinforcement import PPO, KLWeight
 from common.rollout import Ids, rollout
 from common.training import TrainingSettings
 
-BETA = 0.1
+BETA, ANCHOR = 0.1, 1.0  # the leash, and the weight of the chosen answers' own loss
 DPO = TrainingSettings(
     81, 3e-4, warmup_steps=8, weight_decay=0.0, dtype="bfloat16", evaluate_every=9
 )  # three epochs
@@ -49,10 +49,16 @@ def train_dpo_policy(bench: Bench, settings: TrainingSettings, seed: int = 0) ->
         PreferenceBatches(chat, pairs, DPO_BATCH, source).remember(policy, True, adapters=True)
         for pairs, source in zip(bench.divided_pairs("a"), (generator, None), strict=True)
     )
-    loss = partial(preference_loss, beta=BETA)
+    loss = partial(preference_loss, beta=BETA, anchor=ANCHOR)
     history = fit(policy, train, loss, settings, look=look(held_out, loss), report=print)
     save_policy(policy, bench.source, bench.records.folder / "dpo.safetensors")
-    about = {"seed": seed, "batch_size": DPO_BATCH, "beta": BETA, "pairs": len(train.lengths)}
+    about = {
+        "seed": seed,
+        "batch_size": DPO_BATCH,
+        "beta": BETA,
+        "anchor": ANCHOR,
+        "pairs": len(train.lengths),
+    }
     return summary(history, settings, begun, **about)
 
 

@@ -15,6 +15,7 @@ from common.alignment_models import (
     open_base,
     open_judge,
     rewards,
+    round_trained,
     save_judge,
     save_policy,
 )
@@ -156,7 +157,9 @@ def train_judge(
     train, held_out = map(batches, bench.divided_pairs(half))
     train.generator = torch.Generator().manual_seed(seed)
     history = fit(judge, train, reward_loss, settings, look=look(held_out, reward_loss))
-    return judge, summary(history, settings, begun, seed=seed, batch_size=REWARD_BATCH)
+    return round_trained(judge), summary(
+        history, settings, begun, seed=seed, batch_size=REWARD_BATCH
+    )
 
 
 def judge_accuracy(judge: RewardModel, pairs: Sequence[Preference]) -> list[Row]:

@@ -141,11 +141,26 @@ class PreferenceBatches(PairBatches):
 
 
 def preference_loss(
-    model: GPT, inputs: Tensor, targets: Tensor, reference: Tensor, *, beta: float = 0.1
+    model: GPT,
+    inputs: Tensor,
+    targets: Tensor,
+    reference: Tensor,
+    *,
+    beta: float = 0.1,
+    anchor: float = 0.0,
 ) -> Tensor:
-    """`dpo_loss` of a batch of `PreferenceBatches`, () in nats per pair."""
+    """`dpo_loss` of a batch of `PreferenceBatches`, () in nats per pair.
+
+    DPO asks for a difference, and may find it by making both answers unlikely. anchor: how much
+    the loss of the chosen answers counts beside it, in nats per token, so that they stay likely
+    (Pang et al. 2024, "Iterative reasoning preference optimization", arXiv:2404.19733).
+    """
     policy = sequence_logprobs(model, inputs, targets)  # (2B,)
-    return dpo_loss(*policy.chunk(2), *reference.chunk(2), beta)
+    loss = dpo_loss(*policy.chunk(2), *reference.chunk(2), beta)
+    if anchor:
+        chosen, lengths = policy.chunk(2)[0], (targets != IGNORED).sum(1).chunk(2)[0]  # (B,)
+        loss = loss - anchor * (chosen / lengths).mean()
+    return loss
 
 
 def train_dpo(

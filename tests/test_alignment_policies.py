@@ -24,7 +24,8 @@ def bench(source, tmp_path) -> Bench:  # noqa: F811
     return bench
 
 
-def test_dpo_begins_at_ln_2_because_its_reference_is_sft(bench):
+def test_dpo_begins_at_ln_2_because_its_reference_is_sft(bench, monkeypatch):
+    monkeypatch.setattr("common.alignment_policies.ANCHOR", 0.0)
     direct_preference(bench)
     (run,) = bench.records.rows("dpo")
     assert run["losses"][0] == run["validation"]["0"] == pytest.approx(math.log(2), abs=1e-4)

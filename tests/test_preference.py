@@ -11,6 +11,7 @@ from test_rewards import HELD_OUT, PAIRS
 from torch.testing import assert_close
 
 from common.chat_format import CHATML, ChatFormat
+from common.instruction import response_loss
 from common.lora import adapters_off, add_lora, lora_parameters
 from common.losses import IGNORED
 from common.preference import (
@@ -129,6 +130,19 @@ def test_with_adapters_the_reference_is_the_model_without_them():
     assert_close(batches(gpt).reference, expected)
     inputs, targets, _ = next(iter(batches()))
     assert (sequence_logprobs(gpt, inputs, targets).detach() - expected.T.flatten()).abs().max() > 1
+
+
+def test_an_anchor_adds_the_loss_of_the_chosen_answers():
+    policy = model(spread=10.0)
+    inputs, targets, reference = next(iter(batches(policy)))
+    n = len(inputs) // 2
+    with torch.no_grad():
+        plain, anchored = (
+            preference_loss(policy, inputs, targets, reference, anchor=anchor)
+            for anchor in (0.0, 0.5)
+        )
+        rows = [response_loss(policy, inputs[i : i + 1], targets[i : i + 1]) for i in range(n)]
+    assert_close(anchored - plain, 0.5 * sum(rows) / n, rtol=1e-3, atol=1e-3)
 
 
 # --- Training
