@@ -248,10 +248,7 @@ MUTATIONS = {
             "learned.nonzero()[:, 0]",
             "learned.nonzero()[:, 0].flip(0)",
         ),
-        "reference: with its adapters": (
-            "adapters_off(model) if has_lora(model) else",
-            "nullcontext() if has_lora(model) else",
-        ),
+        "reference: with its adapters": ("off = has_lora(model) and not adapters", "off = False"),
         "reference: sides swapped": ("found.view(2, -1).T", "found.view(2, -1).flip(0).T"),
     },
     "rollout": {
