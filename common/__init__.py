@@ -5,6 +5,7 @@ rooms above it, never from those below.
 
     download        bring a file over the network: resumed, verified, put in place in one step
     assets          every file that is not code: where it comes from, its licence, its SHA-256
+    classroom       what each laptop's doctor found, sent to the instructor, in one table
     mirror          `course fetch --serve`: one machine of a room offers its files to the others
     device          where tensors live: CUDA, MPS or CPU, chosen in one place
     allocator       freed memory kept at hand, for training on Linux

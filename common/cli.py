@@ -22,6 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="check this machine and say what to repair")
     doctor.add_argument("--json", action="store_true", help="for machines")
+    room = {"nargs": "?", "metavar": "URL", "const": ""}
+    doctor.add_argument("--send", **room, help="to the instructor (default: $COURSE_MIRROR)")
+    doctor.add_argument(
+        "--name", default="", metavar="NICK", help="of --send (default: the host's)"
+    )
+    doctor.add_argument("--room", **room, help="what all have sent (default: this machine)")
     doctor.set_defaults(run=run_doctor)
 
     fetch = commands.add_parser("fetch", help="get files ahead of a session, or offer them")
@@ -100,22 +106,37 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from common.assets import AssetUnavailable
         from common.chapters import NotebookError
+        from common.classroom import ReportError
         from common.mirror import MirrorError
     except ModuleNotFoundError as error:
         print(f"course: {error}: `uv sync` installs what the course needs", file=sys.stderr)
         return 1
     try:
         return arguments.run(arguments)
-    except (AssetUnavailable, MirrorError, NotebookError) as error:
+    except (AssetUnavailable, MirrorError, NotebookError, ReportError) as error:
         print(f"course: {error}", file=sys.stderr)
         return 1
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
-    """Check this machine."""
+    """Check this machine, and tell the instructor; or show what all machines of a room said."""
+    from common import classroom
     from common.doctor import examine, report
 
-    return report(examine(), as_json=arguments.json)
+    if arguments.room is not None:
+        reports = classroom.collect(arguments.room or "127.0.0.1:8000")
+        print(classroom.table(reports))
+        return int(any(f["status"] == "fail" for r in reports for f in r["findings"]))
+    findings = examine()
+    status = report(findings, as_json=arguments.json)
+    if arguments.send is not None:
+        url = arguments.send or os.environ.get("COURSE_MIRROR")
+        if not url:
+            raise classroom.ReportError("where to? `--send URL`, as the instructor's screen says")
+        sent = classroom.report_of(findings, arguments.name)
+        classroom.send(url, sent)
+        print(f"Sent to {url} as '{sent['name']}'.", file=sys.stderr)
+    return status
 
 
 def run_fetch(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
     uv run course fetch --serve                                    # the instructor
     COURSE_MIRROR=http://192.168.1.5:8000 uv run course fetch --all   # everyone else
 
+It also takes what each laptop's doctor found, for `course doctor --room` (`common.classroom`).
 Only the assets of `common.assets` are offered, by name, and only after verification; learners
 verify what they get. Plain HTTP with ranges (RFC 9110, section 14), so downloads can resume.
 """
@@ -15,7 +16,9 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
+from common import classroom
 from common.assets import ASSETS, Asset, folder_archive, locate
+from common.classroom import ReportError
 from common.download import readable
 
 PORT = 8000
@@ -26,7 +29,10 @@ class MirrorError(Exception):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET and HEAD: "/" lists the names of the assets on offer, "/FILE" sends one."""
+    """GET and HEAD: "/" lists the names of the assets on offer, "/FILE" sends one.
+
+    POST "/doctor" takes a laptop's report, GET gives all of them, to this machine alone.
+    """
 
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds for a client that no longer answers
@@ -37,6 +43,11 @@ class Handler(BaseHTTPRequestHandler):
         if not name:
             listing = "".join(f"{asset.name}\n" for asset in offered()).encode()
             return self._send(io.BytesIO(listing), len(listing), "text/plain")
+        if self.path == classroom.PATH:
+            if self.client_address[0] not in ("127.0.0.1", "::1", own_address()):
+                return self.send_error(403, "Only the machine that serves may read the reports")
+            reports = self.server.reports.as_json()
+            return self._send(io.BytesIO(reports), len(reports), "application/json")
         # A name is looked up, never opened as a path: nothing else can be reached.
         asset = next((asset for asset in ASSETS.values() if asset.remote_name == name), None)
         path = asset and locate(asset)[0]
@@ -49,6 +60,26 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(file, path.stat().st_size, etag=asset.sha256)
 
     do_HEAD = do_GET
+
+    def do_POST(self):
+        """Take a report. Whatever is refused, its sender hears why, and is hung up on."""
+        length = self.headers.get("Content-Length", "")
+        if self.path != classroom.PATH:
+            return self._refuse(404, "Reports go to /doctor")
+        if not re.fullmatch(r"\d{1,9}", length) or "Transfer-Encoding" in self.headers:
+            return self._refuse(411, "A report says how long it is")
+        if int(length) > classroom.LARGEST:
+            return self._refuse(413, f"A report has at most {classroom.LARGEST} bytes")
+        try:
+            self.server.reports.add(self.client_address[0], self.rfile.read(int(length)))
+        except ReportError as error:
+            return self._refuse(400, str(error))
+        self.send_response(204)
+        return self.end_headers()
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self.close_connection = True
+        self.send_error(status, reason)
 
     def _send(self, file, size: int, kind: str = "application/octet-stream", etag: str = ""):
         first, last = self._range(size, etag)
@@ -88,6 +119,11 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = os.name != "nt"  # on Windows, two servers would share the port
+    request_queue_size = 64  # a room that begins all at once
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.reports = classroom.Reports()
 
     def handle_error(self, request, client_address):
         """A learner who closes the laptop is no error worth a traceback."""
@@ -111,6 +147,10 @@ def serve(host: str = "0.0.0.0", port: int = PORT) -> None:
     print("Learners type, in the folder of the course,")
     print(f"  on Linux and macOS: COURSE_MIRROR={address} uv run course fetch --all")
     print(f'  in PowerShell:      $env:COURSE_MIRROR="{address}"; uv run course fetch --all')
+    print("Is the room ready? Learners: the same with `uv run course doctor --send` at the end.")
+    print(
+        f"  Here, in a second terminal:  uv run course doctor --room 127.0.0.1:{server.server_port}"
+    )
     print("Ctrl-C stops it. A firewall may ask whether Python may accept connections: it must.")
     sys.stdout.flush()
     with server:
