@@ -4,6 +4,7 @@ One room per concept, in the order in which data flows through them. A room may 
 rooms above it, never from those below.
 
     download        bring a file over the network: resumed, verified, put in place in one step
+    folders         a folder as one archive, the same bytes on every machine
     assets          every file that is not code: where it comes from, its licence, its SHA-256
     classroom       what each laptop's doctor found, sent to the instructor, in one table
     mirror          `course fetch --serve`: one machine of a room offers its files to the others

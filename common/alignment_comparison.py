@@ -15,6 +15,7 @@ import torch
 
 from common.alignment_bench import Bench
 from common.alignment_models import TEMPLATE, answered, open_base, rewards, token_kl
+from common.alignment_policies import LONGEST
 from common.alignment_records import Records, Row, preferred, share
 from common.alignment_supervised import test_answers
 from common.answers import is_refusal, words
@@ -27,14 +28,14 @@ from common.metrics import wilson_interval
 
 N_DRAWN = 4  # of which the reward model takes the best
 BEST = f"best-of-{N_DRAWN}"
-TRAINED = ("sft", "dpo", "ppo", "ppo-free")
+TRAINED = ("sft", "dpo", "dpo-plain", "ppo", "ppo-free")
 MODELS = ("base", *TRAINED, BEST)
 RIVALS = ("dpo", "ppo")  # who is read against SFT
 N_READ = 25  # pairs of answers of each
 
 
 def best_of_n(bench: Bench, seed: int = 0) -> None:
-    """Of several answers that SFT draws, the one that the judge of half "a" likes best."""
+    """Of several answers that SFT draws, as PPO does, the one that the judge of half "a" likes."""
     pairs = bench.pairs("b")
     prompts = [pair.prompt for pair in pairs]
     with bench.unit("answers", f"{BEST}, b") as rows:
@@ -42,7 +43,9 @@ def best_of_n(bench: Bench, seed: int = 0) -> None:
             return
         generator, model = torch.Generator().manual_seed(seed), bench.policy("sft")
         drawn = [
-            bench.answer(model, prompts, temperature=1.0, generator=generator)
+            bench.answer(
+                model, prompts, temperature=1.0, generator=generator, max_new_tokens=LONGEST
+            )
             for _ in range(N_DRAWN)
         ]
         judge = bench.judge("a")
@@ -54,7 +57,7 @@ def best_of_n(bench: Bench, seed: int = 0) -> None:
 def compare(bench: Bench) -> None:
     """Answers of every model, and what is to be known about them, a row per model."""
     best_of_n(bench)
-    for name in TRAINED[1:]:
+    for name in ("dpo", "dpo-plain", "ppo"):
         test_answers(bench, name, bench.policy(name), TEMPLATE)
     for name in ("base", *TRAINED):
         answer_prompts(bench, name)
@@ -153,7 +156,8 @@ def minutes(records: Records, name: str) -> float:
     judge = seconds("reward", unit="judge-a", kept=True)
     spent = {
         "sft": lambda: seconds("sft"),
-        "dpo": lambda: seconds("dpo"),
+        "dpo": lambda: seconds("dpo", unit="dpo"),
+        "dpo-plain": lambda: seconds("dpo", unit="dpo-plain"),
         "ppo": lambda: judge + seconds("ppo", unit="ppo"),
         "ppo-free": lambda: judge + seconds("ppo", unit="ppo-free"),
         BEST: lambda: judge,

@@ -1,6 +1,6 @@
 """The stages that learn from preferences: DPO, and PPO against a reward model.
 
-direct_preference(bench)  # dpo.jsonl, dpo.safetensors
+direct_preference(bench)  # dpo.jsonl, dpo.safetensors, dpo-plain.safetensors
 reinforcement(bench)      # ppo.jsonl, ppo.safetensors, and the run without a leash
 """
 
@@ -26,7 +26,8 @@ from common.reinforcement import PPO, KLWeight
 from common.rollout import Ids, rollout
 from common.training import TrainingSettings
 
-BETA, ANCHOR = 0.1, 1.0  # the leash, and the weight of the chosen answers' own loss
+BETA = 0.1  # the leash
+ANCHORS = {"dpo": 1.0, "dpo-plain": 0.0}  # the weight of the chosen answers' own loss
 DPO = TrainingSettings(
     81, 3e-4, warmup_steps=8, weight_decay=0.0, dtype="bfloat16", evaluate_every=9
 )  # three epochs
@@ -34,13 +35,17 @@ DPO_BATCH = 8
 
 
 def direct_preference(bench: Bench) -> None:
-    """DPO from the fine-tuned model on half "a"; the best look at a fifth of it is kept."""
-    with bench.unit("dpo", "training") as rows:
-        if rows is not None:
-            rows.append(train_dpo_policy(bench, DPO))
+    """DPO from the fine-tuned model on half "a", anchored and as published.
+
+    The best look at a fifth of the half is kept.
+    """
+    for name in ANCHORS:
+        with bench.unit("dpo", name) as rows:
+            if rows is not None:
+                rows.append(train_dpo_policy(bench, name, DPO))
 
 
-def train_dpo_policy(bench: Bench, settings: TrainingSettings, seed: int = 0) -> Row:
+def train_dpo_policy(bench: Bench, name: str, settings: TrainingSettings, seed: int = 0) -> Row:
     """Go on from the adapters of SFT, whose log-probabilities are remembered as the reference."""
     begun, settings = perf_counter(), bench.settings(settings)
     policy, chat = bench.policy("sft"), ChatFormat(bench.tokenizer, TEMPLATE)
@@ -49,14 +54,14 @@ def train_dpo_policy(bench: Bench, settings: TrainingSettings, seed: int = 0) ->
         PreferenceBatches(chat, pairs, DPO_BATCH, source).remember(policy, True, adapters=True)
         for pairs, source in zip(bench.divided_pairs("a"), (generator, None), strict=True)
     )
-    loss = partial(preference_loss, beta=BETA, anchor=ANCHOR)
+    loss = partial(preference_loss, beta=BETA, anchor=ANCHORS[name])
     history = fit(policy, train, loss, settings, look=look(held_out, loss), report=print)
-    save_policy(policy, bench.source, bench.records.folder / "dpo.safetensors")
+    save_policy(policy, bench.source, bench.records.folder / f"{name}.safetensors")
     about = {
         "seed": seed,
         "batch_size": DPO_BATCH,
         "beta": BETA,
-        "anchor": ANCHOR,
+        "anchor": ANCHORS[name],
         "pairs": len(train.lengths),
     }
     return summary(history, settings, begun, **about)

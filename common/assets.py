@@ -14,10 +14,7 @@ HF_ENDPOINT, as in huggingface_hub, replaces the address of the model hub.
 """
 
 import hashlib
-import io
 import os
-import tarfile
-import tempfile
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -27,6 +24,7 @@ import platformdirs
 
 from common.download import DownloadError, readable, sha256_of
 from common.download import download as download_file
+from common.folders import folder_archive, unpack
 
 DATA = Path(__file__).parent / "data"  # what the repository itself carries
 HUB = "https://huggingface.co"
@@ -115,6 +113,19 @@ _ASSETS = (
     Asset("course-small-history", "course-small/history.json", 99_889,
           "13920edf5a7187df259c7f6fdfef95b0df56bf13505d1aa3c51946fbb587a719",
           "Apache-2.0 (this course)", "its training, step by step", shipped=True),
+    Asset("smollm2-sft", "adapters/sft.safetensors", 1_658_840,
+          "2fc99d7492500c9a4f5074f62c5031801abc83cd19a21c6290a3f33ab20f2e6d",
+          "Apache-2.0 (this course)", "SmolLM2 fine-tuned on our instructions: LoRA", shipped=True),
+    Asset("smollm2-dpo", "adapters/dpo.safetensors", 1_658_840,
+          "496b298e4280adc7c623c9dad6e3ba6b343d991f97fbde2c3b2c5bf99227bcfe",
+          "Apache-2.0 (this course)", "the same, then DPO on our pairs: LoRA", shipped=True),
+    Asset("smollm2-ppo", "adapters/ppo.safetensors", 1_658_840,
+          "de27a56ff4ca19f186d0dcc098d8111eb77d01b3f5a4b74b2d16c15f319903a4",
+          "Apache-2.0 (this course)", "the same, then PPO against a reward model: LoRA",
+          shipped=True),
+    Asset("smollm2-judge-a", "adapters/judge-a.safetensors", 829_234,
+          "46c2b6509ef68961683e6aa7b92e6de80f0cd9648ec9a0bb698ff7a63ce7e408",
+          "Apache-2.0 (this course)", "the reward model of half a: LoRA and a head", shipped=True),
     Asset("gpt2-bpe-encoder", "encoder.json", 1_042_301,
           "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
           "MIT (OpenAI)", "GPT-2's vocabulary: from token to id",
@@ -259,10 +270,7 @@ def _download(asset: Asset) -> Path:
     except DownloadError as error:
         what = f"'{asset.name}' could not be downloaded: {error}"
         raise AssetUnavailable(what + (f"; {asset.instead}" if asset.instead else "")) from None
-    return _unpack(target, asset.cached) if asset.is_folder else target
-
-
-# ---------------------------------------------------------------------------------------- folders
+    return unpack(target, asset.cached) if asset.is_folder else target
 
 
 def digest(path: Path) -> str:
@@ -270,31 +278,3 @@ def digest(path: Path) -> str:
     if not path.is_dir():
         return sha256_of(path)
     return hashlib.sha256(folder_archive(path)).hexdigest()
-
-
-def folder_archive(folder: Path) -> bytes:
-    """The Markdown files of a folder as a tar archive, the same bytes on every machine."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        names = {file.relative_to(folder).as_posix(): file for file in folder.glob("*/*.md")}
-        for name in sorted(names):
-            content = names[name].read_bytes()
-            member = tarfile.TarInfo(name)  # no times, no owners
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a verified archive beside itself, then put the folder in place in one step."""
-    with tempfile.TemporaryDirectory(dir=archive.parent) as temporary:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                file = Path(temporary, "new", member.name)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(tar.extractfile(member).read())
-        if folder.exists():  # damaged, or it would have been used
-            os.replace(folder, Path(temporary, "old"))
-        os.replace(Path(temporary, "new"), folder)
-    archive.unlink()
-    return folder

@@ -40,7 +40,7 @@ def records(tmp_path) -> Records:
             rows.append({"unit": f"{name}, b", "id": pair.id, "answer": answer, "kl": 0.5 * refuses,
                          "tokens": 5, "reward_a": 0.0, "reward_b": float(refuses)})  # fmt: skip
         found.add("answers", rows)
-    found.add("dpo", [{"unit": "training", "seconds": 90.0}])
+    found.add("dpo", [{"unit": "dpo", "seconds": 90.0}])
     return found
 
 
