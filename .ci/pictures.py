@@ -27,6 +27,11 @@ PICTURES = {
     "attention.png": ("ch03_attention/ch03_attention.ipynb", '"average of 270 heads"'),
     "rows.png": ("ch04_gpt_model/ch04_gpt_model.ipynb", 'ylabel="rank among 49,152"'),
     "learning.png": ("ch05_pretraining/ch05_pretraining.ipynb", "train(reader, Windows(8)"),
+    "labels.png": (
+        "ch06_classification_finetune/ch06_classification_finetune.ipynb",
+        "curves(frame)",
+    ),
+    "recall.png": ("ch03_attention/ch03_attention.ipynb", "day_at_the_counter(3000"),
 }
 
 
