@@ -20,15 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="course", description="Tools for the course.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    doctor = commands.add_parser("doctor", help="check this machine and say what to repair")
-    doctor.add_argument("--json", action="store_true", help="for machines")
-    room = {"nargs": "?", "metavar": "URL", "const": ""}
-    doctor.add_argument("--send", **room, help="to the instructor (default: $COURSE_MIRROR)")
-    doctor.add_argument(
-        "--name", default="", metavar="NICK", help="of --send (default: the host's)"
-    )
-    doctor.add_argument("--room", **room, help="what all have sent (default: this machine)")
-    doctor.set_defaults(run=run_doctor)
+    add_doctor(commands)
 
     fetch = commands.add_parser("fetch", help="get files ahead of a session, or offer them")
     what = fetch.add_mutually_exclusive_group()
@@ -65,6 +57,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_chat(commands)
     teaching.add_commands(commands)
     return parser
+
+
+def add_doctor(commands) -> None:
+    """The options of `course doctor`."""
+    doctor = commands.add_parser("doctor", help="check this machine and say what to repair")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    room = {"nargs": "?", "metavar": "URL", "const": ""}
+    doctor.add_argument("--send", **room, help="to the instructor (default: $COURSE_MIRROR)")
+    doctor.add_argument(
+        "--name", default="", metavar="NICK", help="of --send (default: the host's)"
+    )
+    doctor.add_argument("--room", **room, help="what all have sent (default: this machine)")
+    doctor.set_defaults(run=run_doctor)
 
 
 def add_chat(commands) -> None:
