@@ -28,7 +28,7 @@ from common.metrics import wilson_interval
 
 N_DRAWN = 4  # of which the reward model takes the best
 BEST = f"best-of-{N_DRAWN}"
-TRAINED = ("sft", "dpo", "dpo-plain", "ppo", "ppo-free")
+TRAINED = ("sft", "dpo", "dpo-anchored", "ppo", "ppo-free")
 MODELS = ("base", *TRAINED, BEST)
 RIVALS = ("dpo", "ppo")  # who is read against SFT
 N_READ = 25  # pairs of answers of each
@@ -57,7 +57,7 @@ def best_of_n(bench: Bench, seed: int = 0) -> None:
 def compare(bench: Bench) -> None:
     """Answers of every model, and what is to be known about them, a row per model."""
     best_of_n(bench)
-    for name in ("dpo", "dpo-plain", "ppo"):
+    for name in ("dpo", "dpo-anchored", "ppo"):
         test_answers(bench, name, bench.policy(name), TEMPLATE)
     for name in ("base", *TRAINED):
         answer_prompts(bench, name)
@@ -157,7 +157,7 @@ def minutes(records: Records, name: str) -> float:
     spent = {
         "sft": lambda: seconds("sft"),
         "dpo": lambda: seconds("dpo", unit="dpo"),
-        "dpo-plain": lambda: seconds("dpo", unit="dpo-plain"),
+        "dpo-anchored": lambda: seconds("dpo", unit="dpo-anchored"),
         "ppo": lambda: judge + seconds("ppo", unit="ppo"),
         "ppo-free": lambda: judge + seconds("ppo", unit="ppo-free"),
         BEST: lambda: judge,

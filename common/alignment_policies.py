@@ -1,6 +1,6 @@
 """The stages that learn from preferences: DPO, and PPO against a reward model.
 
-direct_preference(bench)  # dpo.jsonl, dpo.safetensors, dpo-plain.safetensors
+direct_preference(bench)  # dpo.jsonl, dpo.safetensors, dpo-anchored.safetensors
 reinforcement(bench)      # ppo.jsonl, ppo.safetensors, and the run without a leash
 """
 
@@ -27,7 +27,7 @@ from common.rollout import Ids, rollout
 from common.training import TrainingSettings
 
 BETA = 0.1  # the leash
-ANCHORS = {"dpo": 1.0, "dpo-plain": 0.0}  # the weight of the chosen answers' own loss
+ANCHORS = {"dpo": 0.0, "dpo-anchored": 1.0}  # the weight of the chosen answers' own loss
 DPO = TrainingSettings(
     81, 3e-4, warmup_steps=8, weight_decay=0.0, dtype="bfloat16", evaluate_every=9
 )  # three epochs
@@ -35,7 +35,7 @@ DPO_BATCH = 8
 
 
 def direct_preference(bench: Bench) -> None:
-    """DPO from the fine-tuned model on half "a", anchored and as published.
+    """DPO from the fine-tuned model on half "a", as published and anchored.
 
     The best look at a fifth of the half is kept.
     """

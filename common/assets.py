@@ -117,7 +117,7 @@ _ASSETS = (
           "2fc99d7492500c9a4f5074f62c5031801abc83cd19a21c6290a3f33ab20f2e6d",
           "Apache-2.0 (this course)", "SmolLM2 fine-tuned on our instructions: LoRA", shipped=True),
     Asset("smollm2-dpo", "adapters/dpo.safetensors", 1_658_840,
-          "496b298e4280adc7c623c9dad6e3ba6b343d991f97fbde2c3b2c5bf99227bcfe",
+          "c66d1710d4882e1d581564c1527a50ec3e66adf52d0776f793b1ef063d8c2fe8",
           "Apache-2.0 (this course)", "the same, then DPO on our pairs: LoRA", shipped=True),
     Asset("smollm2-ppo", "adapters/ppo.safetensors", 1_658_840,
           "de27a56ff4ca19f186d0dcc098d8111eb77d01b3f5a4b74b2d16c15f319903a4",

@@ -26,7 +26,7 @@ def bench(source, tmp_path) -> Bench:  # noqa: F811
 
 def test_dpo_begins_at_ln_2_because_its_reference_is_sft(bench):
     direct_preference(bench)
-    anchored, run = bench.records.rows("dpo")
+    run, anchored = bench.records.rows("dpo")
     assert anchored["losses"][0] > 3 + run["losses"][0], "of bytes at random: ln 259 more"
     assert run["losses"][0] == run["validation"]["0"] == pytest.approx(math.log(2), abs=1e-4)
     assert run["pairs"] == len(bench.divided_pairs("a")[0])
