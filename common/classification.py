@@ -9,7 +9,6 @@ It prints the accuracy on messages that nothing was learned from, its 95% interv
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from common.messages import (
     check_labels,
     distinct,
     divide,
+    fold_digits,
     read_messages,
     read_table,
 )
@@ -38,12 +38,6 @@ from common.training import TrainingDiverged
 from common.weights import load_pretrained
 
 # ---------------------------------------------------------------------------------- the baselines
-
-
-def fold_digits(text: str) -> str:
-    """All digits alike: 08712 and 09061 have nothing in common but that they are numbers."""
-    return re.sub(r"\d", "0", text)
-
 
 BASELINES = {  # methods without a model, and what they ask of scikit-learn's TfidfVectorizer
     "tfidf": {},  # words of two letters or more, in lower case: scikit-learn's own choice

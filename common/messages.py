@@ -97,6 +97,23 @@ def read_table(path: str | Path, labels: Sequence[str] = SPAM_LABELS) -> list[Me
 # ----------------------------------------------------------------------------------- deduplication
 
 
+def fold_digits(text: str) -> str:
+    """All digits alike: 08712 and 09061 have nothing in common but that they are numbers."""
+    return re.sub(r"\d", "0", text)
+
+
+def runs_of_three(text: str) -> set[tuple[str, ...]]:
+    """All runs of three words in lower case, digits folded; all words as one run if fewer."""
+    words = fold_digits(text.lower()).split()
+    return {tuple(words[i : i + 3]) for i in range(max(len(words) - 2, 1))}
+
+
+def overlap(a: str, b: str) -> float:
+    """How alike two messages are: shared runs of three words over all of both, 0 to 1 (Jaccard)."""
+    a, b = runs_of_three(a), runs_of_three(b)
+    return len(a & b) / len(a | b)
+
+
 def distinct(messages: Iterable[Message], threshold: float = 0.4) -> list[Message]:
     """The first of all messages that are nearly the same: none shares half its runs with another.
 

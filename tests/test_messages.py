@@ -18,8 +18,11 @@ from common.messages import (
     check_labels,
     distinct,
     divide,
+    fold_digits,
+    overlap,
     read_messages,
     read_table,
+    runs_of_three,
 )
 
 MESSAGES = [Message(f"ham number {'x' * i}", "ham") for i in range(60)] + [
@@ -32,7 +35,7 @@ def sms() -> list[Message]:
     return distinct(read_messages())
 
 
-def runs_of_three(text: str) -> frozenset[str]:
+def folded_shingles(text: str) -> frozenset[str]:
     return frozenset(shingles(re.sub(r"\d+", "0", text), 3))
 
 
@@ -53,7 +56,7 @@ def test_enough_is_left_for_a_test_set_and_512_to_learn_from(sms):
 
 def test_no_two_messages_share_half_their_runs_of_three_words(sms):
     """Exactly, over all pairs: MinHash only estimates."""
-    runs, where = [runs_of_three(m.text) for m in sms], {}
+    runs, where = [folded_shingles(m.text) for m in sms], {}
     assert len({" ".join(m.text.lower().split()) for m in sms}) == len(sms)
     for i, own in enumerate(runs):
         common = Counter(j for run in own for j in where.get(run, ()))
@@ -203,3 +206,13 @@ def test_chance_is_its_own():
     random.seed(0)
     divide(MESSAGES, 10, n_test=10)
     assert random.random() == expected
+
+
+def test_how_alike_two_messages_are():
+    assert fold_digits("Call 08712 now, 2day") == "Call 00000 now, 0day"
+    assert runs_of_three("a B 1 2") == {("a", "b", "0"), ("b", "0", "0")}
+    assert runs_of_three("Win!") == {("win!",)}
+    assert runs_of_three("") == {()}
+    assert overlap("Call 08 now or never", "call 99 NOW or never") == 1
+    assert overlap("a b c d", "a b c e") == pytest.approx(1 / 3)
+    assert overlap("", "one two three") == 0
