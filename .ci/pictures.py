@@ -31,7 +31,10 @@ PICTURES = {
         "ch06_classification_finetune/ch06_classification_finetune.ipynb",
         "curves(frame)",
     ),
-    "recall.png": ("ch03_attention/ch03_attention.ipynb", "day_at_the_counter(3000"),
+    "leash.png": (
+        "ch07_instruction_finetune/ch07_instruction_finetune.ipynb",
+        '"no leash": please(',
+    ),
 }
 
 
