@@ -1,6 +1,6 @@
 """JupyterLab as a learner sees it: every chapter opens; chapters 1 to 3 run, with plots and bars.
 
-    uv run pytest tests/test_browser.py
+    uv run pytest -m slow tests/test_browser.py
 
 JupyterLab starts on this machine alone, with a token, in a copy of the notebooks and with settings
 of its own, so that nothing of the repository or the user is changed. Skipped without a Chromium.
@@ -21,6 +21,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from common.chapters import notebooks, read, save, title
 from common.student import student_edition
 
+pytestmark = pytest.mark.slow  # minutes, and a browser: the replay by nbval is what runs every time
 ALL = notebooks()
 RUN = ("ch01_setup", "ch02_text_data", "ch03_attention")
 SETTINGS = {
