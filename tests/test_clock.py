@@ -9,7 +9,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from common.chapters import NotebookError, notebooks, read, seconds
 from common.clock import clock_of, paragraph, table, wind
 
-WITH_CLOCK = {n: path for n, path in notebooks().items() if "course" in read(path).metadata}
+ALL = notebooks()
 
 
 def small():
@@ -30,9 +30,9 @@ def small():
 # -------------------------------------------------------------------------------- the real clocks
 
 
-@pytest.mark.parametrize("name", WITH_CLOCK)
+@pytest.mark.parametrize("name", ALL)
 def test_minutes_add_up_to_the_video(name):
-    notebook = read(WITH_CLOCK[name])
+    notebook = read(ALL[name])
     clock = clock_of(notebook, name)
     total = sum(section.seconds for section in clock.sections)
     said = re.search(
@@ -44,17 +44,17 @@ def test_minutes_add_up_to_the_video(name):
         assert abs(clock.video - total) < 60
 
 
-@pytest.mark.parametrize("name", WITH_CLOCK)
+@pytest.mark.parametrize("name", ALL)
 def test_metadata_and_opening_say_what_the_headings_say(name):
-    notebook = read(WITH_CLOCK[name])
+    notebook = read(ALL[name])
     wound = deepcopy(notebook)
     wind(wound, name)
     assert wound == notebook, "run `.ci/notebook.py clean` on it"
 
 
-@pytest.mark.parametrize("name", WITH_CLOCK)
+@pytest.mark.parametrize("name", ALL)
 def test_printed_within_a_terminal(name):
-    lines = table(clock_of(read(WITH_CLOCK[name]), name), "14:00").splitlines()
+    lines = table(clock_of(read(ALL[name]), name), "14:00").splitlines()
     assert max(map(len, lines)) <= 90
     assert re.match(r"14:00 +\d+ min  \d\.1 ", lines[2])
 
