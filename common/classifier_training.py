@@ -80,7 +80,6 @@ RECIPES = {
     "last-block": Recipe(n_blocks=1, learning_rate=3e-4, n_messages=4096),
     "lora": Recipe(n_blocks=15, rank=8, n_messages=1536),
     "all": Recipe(n_blocks=None, learning_rate=5e-5, n_messages=1024),
-    "scratch": Recipe(n_blocks=None, learning_rate=3e-4, n_messages=2048),  # random weights
 }
 
 

@@ -78,14 +78,12 @@ class Curve:
 PLAN = (  # the cheap ones first; those that take minutes each, with few seeds
     *(Curve(method) for method in BASELINES),
     *(Curve("head", weights, "mean", n_seeds=5) for weights in ("pretrained", "random")),
-    Curve("head", "pretrained", "last", (512,), 3),
+    Curve("head", "pretrained", "last", (512,), 2),
     *(Curve("last-block", weights, "mean", (512,), 1) for weights in ("pretrained", "random")),
     Curve("all", "pretrained", "mean", (512,), 1),
-    Curve("lora", "pretrained", "mean", (64, 512), 2),
+    Curve("lora", "pretrained", "mean", (512,), 2),
     Curve("lora", "pretrained", "last", (512,), 3),
-    Curve("lora", "pretrained", "last", (64,), 1),
-    Curve("lora", "random", "mean", (512,), 1),
-    Curve("scratch", "random", "mean", (512,), 1),
+    *(Curve("lora", "pretrained", pool, (64,), 1) for pool in ("mean", "last")),
 )
 
 
