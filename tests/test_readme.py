@@ -38,7 +38,7 @@ pictures = load_pictures()
 
 def code(page: str) -> list[str]:
     """What can be typed: lines of code blocks and code in the text, without comments, in order."""
-    blocks = re.findall(r"^    (?! )(.+(?:\\\n.+)*)", page, flags=re.M)
+    blocks = re.findall(r"^    (?! )(.+(?:(?<=\\)\n.+)*)", page, flags=re.M)
     lines = [re.sub(r"\\\n\s*", "", line).split(" # ")[0].strip() for line in blocks]
     return [*lines, *re.findall(r"`([^`\n]+)`", page)]
 
