@@ -24,6 +24,7 @@ rooms above it, never from those below.
     transformer     the encoder-decoder of 2017
     gpt             one decoder that is GPT-2 or a modern LLM; parameters, FLOPs, memory
     generation      greedy, temperature, top-k, top-p; streaming; batched, cached
+    decoding        a copy of a model that only writes: few large operations
     quantization    8-bit weights, for writing faster on any processor
     gguf_file       the GGUF format: read, checked, dequantised
     families        how the files of GPT-2 and of Llama name and shape what GPT has

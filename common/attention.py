@@ -244,9 +244,10 @@ class KVCache:
         self, n_layers: int, batch_size: int, n_kv_heads: int, capacity: int, head_dim: int, *,
         padding: Tensor | None = None, device=None, dtype: torch.dtype | None = None,
     ):  # fmt: skip
-        shape = (batch_size, n_kv_heads, capacity, head_dim)
-        empty = partial(torch.empty, shape, device=device, dtype=dtype)
-        self.layers = [LayerCache(keys=empty(), values=empty()) for _ in range(n_layers)]
+        shape = (n_layers, 2, batch_size, n_kv_heads, capacity, head_dim)
+        self.storage = torch.empty(shape, device=device, dtype=dtype)
+        # Autograd forbids writing into some views; what is detached counts as a tensor of its own.
+        self.layers = [LayerCache(k.detach(), v.detach()) for k, v in self.storage]
         self.capacity = capacity
         self.reset(padding)
 
@@ -258,13 +259,29 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        return self.storage.nbytes
 
     def reset(self, padding: Tensor | None = None) -> None:
         """Forgets everything and keeps the memory."""
         self.padding = padding if padding is not None and padding.any() else None
         for layer in self.layers:
             layer.length = 0
+
+    def extend(self, n_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Makes all layers `n_tokens` longer at once, for those who fill them in themselves.
+
+        For each layer: where the new keys and values go, (2, B, K, T, D); all its keys, and all its
+        values, (B, K, S, D), the new ones included. Raises ValueError when that is too many.
+        """
+        start, end = self.length, self.length + n_tokens
+        if end > self.capacity:
+            raise ValueError(
+                f"the cache has room for {self.capacity} tokens, and these would be {end}"
+            )
+        for layer in self.layers:
+            layer.length = end
+        new, known = self.storage[..., start:end, :], self.storage[..., :end, :]
+        return zip(new.unbind(), known[:, 0].unbind(), known[:, 1].unbind(), strict=True)
 
     def positions(self, n_tokens: int) -> Tensor:
         """Where the next `n_tokens` stand in their text: (T,), or (B, T) if rows are padded."""

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from common.chat_format import ChatFormat, Template
+from common.decoding import FusedGPT
 from common.device import pick_device
-from common.generation import lay_out_for_decoding, sampler
+from common.generation import sampler
 from common.gpt import GPT
 from common.instruction import divide_context, stream_response
 from common.lora import load_lora, merge_lora
@@ -143,11 +144,11 @@ def load_chat(
     if adapters:
         merge_lora(load_lora(model, adapters))
     model.to(pick_device(device))
-    if model.token_embedding.weight.device.type == "cpu":
-        lay_out_for_decoding(model)
+    weight = model.token_embedding.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        model = FusedGPT(model)
     if seed is not None:
-        where = model.token_embedding.weight.device
-        options["generator"] = torch.Generator(where).manual_seed(seed)
+        options["generator"] = torch.Generator(weight.device).manual_seed(seed)
     return Chat(model, own, **options)
 
 

@@ -100,11 +100,13 @@ def decode(
     ids, padding = left_pad(token_ids, eos_id or 0, model.token_embedding.weight.device)
     cache = model.new_cache(len(ids), ids.shape[1] + max_new_tokens - 1)  # the last is never read
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    written: list[Tensor] = []  # (B, 1) each, not yet part of ids
     training = model.training
     model.eval()
     try:
         for _ in range(max_new_tokens):
             if not use_cache or cache.length in (0, cache.capacity):  # nothing read yet, or full
+                ids, written = torch.cat((ids, *written), dim=1), []
                 unread = ids[:, -model.config.context_length :]
                 cache.reset((padding - ids.shape[1] + unread.shape[1]).clamp(min=0))
             logits = model.head(model.hidden(unread, cache)[:, -1])  # (B, T, C) -> (B, V)
@@ -113,10 +115,10 @@ def decode(
                 token = token.masked_fill(finished, eos_id)
                 finished |= token == eos_id
             yield Step(token, logits, alive)
-            if finished.all():
+            if eos_id is not None and finished.all():
                 return
             unread = token[:, None]  # (B,) -> (B, 1)
-            ids = torch.cat((ids, unread), dim=1)
+            written.append(unread)
     finally:
         model.train(training)
 
@@ -177,17 +179,3 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     likelier = probabilities.cumsum(-1) - probabilities  # (B, V), of all that come before
     largest_first = largest_first.masked_fill(likelier >= p, float("-inf"))
     return torch.empty_like(logits).scatter(-1, order, largest_first)  # back to the old order
-
-
-@torch.no_grad()
-def lay_out_for_decoding(model: GPT) -> GPT:
-    """Stores matrices column by column, in place: the same numbers, read faster in fp32 on CPUs.
-
-    One token is one vector, and a matrix-vector product takes as long as reading the matrix. By
-    rows, as PyTorch stores a `Linear`, CPU libraries read it with one core; by columns, with all.
-    For bf16 there is nothing to gain. Training, saving and loading go on as before.
-    """
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            parameter.data = parameter.data.mT.contiguous().mT
-    return model

@@ -157,7 +157,7 @@ MUTATIONS = {
             "padding",
         ),
         "end: the row goes on": ("token.masked_fill(finished, eos_id)", "token"),
-        "end: never stops": ("if finished.all():", "if False:"),
+        "end: never stops": ("and finished.all():", "and False:"),
         "temperature: upside down": (
             "logits.float() / temperature",
             "logits.float() * temperature",

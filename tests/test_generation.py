@@ -7,14 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gpt import LLAMA, TINY, make
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from common.generation import (
     generate,
     keep_top_k,
     keep_top_p,
-    lay_out_for_decoding,
     left_pad,
     sampler,
     stream,
@@ -138,18 +136,6 @@ def test_dropout_rests_while_generating_and_comes_back():
     next(abandoned)
     abandoned.close()
     assert model.training
-
-
-def test_another_layout_changes_nothing_but_strides():
-    model = lay_out_for_decoding(make(LLAMA))
-    assert model.blocks[0].mlp.up.weight.mT.is_contiguous()
-    assert model.head.weight is model.token_embedding.weight
-    assert torch.equal(generate(model, prompts(5, 9), 8), generate(make(LLAMA), prompts(5, 9), 8))
-    F.cross_entropy(model(torch.tensor(prompts(6)))[0], torch.arange(6)).backward()
-    torch.optim.AdamW(model.parameters(), fused=True).step()
-    copied = make(LLAMA, seed=1)
-    copied.load_state_dict(model.state_dict())
-    assert_close(copied(torch.tensor(prompts(6))), model(torch.tensor(prompts(6))))
 
 
 # --- Sampling

@@ -7,8 +7,9 @@ Greedy, batch 1, 64 prompt + 128 new tokens, random weights (the speed doesn't d
 limit is the bare products of the same weights with the same shapes: one matrix product each for the
 prompt, then one matrix-vector product each per token, and nothing in between. The contenders take
 turns, so that a busy machine slows all alike; ratios are taken within a round, the median counts.
-"By columns" is `lay_out_for_decoding`: the limit is that of the ordinary layout. "int8" is
-`quantize_for_decoding`. bf16 is left out on a CPU without instructions for it.
+"Fused" is `FusedGPT`, a copy of the model that only writes; "int8" is `quantize_for_decoding`. bf16
+is left out on a CPU without instructions for it. Which of the contenders runs first changes from
+round to round.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from common.generation import generate, lay_out_for_decoding
+from common.decoding import FusedGPT
+from common.generation import generate
 from common.gpt import GPT, PRESETS, GPTConfig
 from common.quantization import quantize_for_decoding
 
@@ -75,7 +77,7 @@ def main() -> None:
 
     config = PRESETS[arguments.preset]
     theirs, ours, ours_bf16 = rival(config), GPT(config).eval(), GPT(config).eval().bfloat16()
-    columns = lay_out_for_decoding(GPT(config).eval())
+    fused = FusedGPT(GPT(config))
     ours_int8 = quantize_for_decoding(GPT(config).eval())
     prompt = torch.randint(config.vocab_size, (1, PROMPT))
 
@@ -93,7 +95,7 @@ def main() -> None:
     contenders = {
         "transformers fp32, cached": transformers_generate,
         "ours fp32, cached": lambda: generate(ours, prompt, NEW),
-        "ours fp32, by columns": lambda: generate(columns, prompt, NEW),
+        "ours fp32, fused": lambda: generate(fused, prompt, NEW),
         "limit fp32: bare products": lambda: bare_products(ours),
         "ours int8, cached": lambda: generate(ours_int8, prompt, NEW),
         "ours bf16, cached": lambda: generate(ours_bf16, prompt, NEW),
@@ -119,7 +121,7 @@ def main() -> None:
         rate = NEW / statistics.median(times)
         ratio = statistics.median(a / b for a, b in zip(baseline, times, strict=False))
         print(f"{name:<26} {rate:6.1f} tokens/s {ratio:6.2f} x transformers")
-    for name in ("ours fp32, cached", "ours fp32, by columns", "ours bf16, cached"):
+    for name in ("ours fp32, cached", "ours fp32, fused", "ours bf16, cached"):
         if name not in seconds:
             continue
         limit = seconds[f"limit {name[5:9]}: bare products"]
