@@ -42,14 +42,14 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def of_one(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def of_one(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """A single vector, (n,) -> (m,), added to `residual` (m,) if there is one."""
         start = self.bias
         if residual is not None:
             start = residual if start is None else residual + start
         if start is None:
-            return torch.mv(self.weight, x)
-        return torch.addmv(start, self.weight, x)
+            return torch.mv(self.weight, x, out=out)
+        return torch.addmv(start, self.weight, x, out=out)
 
 
 class FusedBlock(NamedTuple):
@@ -163,20 +163,31 @@ class FusedGPT(nn.Module):
         return self._last(x).view(B, T, -1)
 
     def _one(self, x: Tensor, turn: Tensor | None, layers: Iterable) -> Tensor:
-        """One token of one text: no batch, nothing to hide, each product of a vector. (E,) -> (C,).
+        """One token of one text: each product is of one vector, nothing is hidden. (E,) -> (C,).
 
-        The same steps as in `hidden`; the heads of a group are as if tokens of one head.
+        The same steps as in `hidden`. All layers use the same memory for their results, and it is
+        cut up once, before the loop; the query heads of a group are as if tokens of one head.
         """
         H, K, D = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
+        heads = x.new_empty((H + 2 * K) * D)
+        qk, q, kv = heads[: (H + K) * D], heads[: H * D], heads[H * D :]
+        pairs = torch.view_as_complex(qk.view(H + K, D // 2, 2)) if self.rotary else None
+        q, kv = q.view(1, K, H // K, D), kv.view(2, 1, K, 1, D)
+        wide = x.new_empty(self.config.d_ff * (1 + self.gated))
+        gate, up = wide.chunk(2)
+        length = torch.linalg.vector_norm
         for block, (new, keys, values) in layers:
-            heads = block.query_key_value.of_one(self._norm(x)).view(H + 2 * K, D)
-            if turn is not None:
-                torch.view_as_complex(heads[: H + K].view(H + K, D // 2, 2)).mul_(turn)
-            q, kv = heads[:H].view(1, K, H // K, D), heads[H:].view(2, 1, K, 1, D)
+            normal = x / length(x) if self.rms else self._norm(x)
+            block.query_key_value.of_one(normal, out=heads)
+            if pairs is not None:
+                pairs.mul_(turn)
             new.copy_(kv)
             y = F.scaled_dot_product_attention(q, keys, values)  # (1, K, H/K, D)
             x = block.output.of_one(y.view(H * D), x)  # (E,)
-            x = block.down.of_one(self._bend(block.up.of_one(self._norm(x))), x)
+            normal = x / length(x) if self.rms else self._norm(x)
+            block.up.of_one(normal, out=wide)
+            bent = F.silu(gate).mul_(up) if self.gated else self._bend(wide)  # (F,)
+            x = block.down.of_one(bent, x)
         return self._last(x)
 
     def _norm(self, x: Tensor) -> Tensor:

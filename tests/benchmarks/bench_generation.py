@@ -8,8 +8,7 @@ limit is the bare products of the same weights with the same shapes: one matrix 
 prompt, then one matrix-vector product each per token, and nothing in between. The contenders take
 turns, so that a busy machine slows all alike; ratios are taken within a round, the median counts.
 "Fused" is `FusedGPT`, a copy of the model that only writes; "int8" is `quantize_for_decoding`. bf16
-is left out on a CPU without instructions for it. Which of the contenders runs first changes from
-round to round.
+is left out on a CPU without instructions for it.
 """
 
 import argparse
