@@ -42,7 +42,9 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
-    def of_one(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def of_one(
+        self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """A single vector, (n,) -> (m,), added to `residual` (m,) if there is one."""
         start = self.bias
         if residual is not None:

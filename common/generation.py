@@ -36,6 +36,7 @@ def generate(
 ) -> Tensor:
     """Prompts and what the model writes after them, (B, T + new).
 
+    model: a GPT, or its copy that only writes and is faster (`common.decoding`).
     token_ids: (B, T), or a list of lists; shorter ones are filled up at the left (with `eos_id`, or
     0). A row that has written `eos_id` goes on with nothing else, and when all have, generation
     ends. temperature: 0 takes the likeliest token; 1 samples as the model says; more is bolder.

@@ -168,6 +168,40 @@ MUTATIONS = {
         "dropout: while generating": ("    model.eval()\n", ""),
         "dropout: gone afterwards": ("model.train(training)", "pass"),
     },
+    "decoding": {
+        "residual: dropped after attention": ("of_one(y.view(H * D), x)", "of_one(y.view(H * D))"),
+        "residual: dropped for one token": ("of_one(bent, x)", "of_one(bent)"),
+        "residual: dropped for many": (
+            "block.up(self._norm(x)))).add_(x)",
+            "block.up(self._norm(x))))",
+        ),
+        "bias: lost behind a residual": ("residual + start", "residual"),
+        "norm: its weight forgotten": ("weight * norm.weight * self.root", "weight * self.root"),
+        "norm: its bias forgotten": (
+            "moved = weight @ norm.bias",
+            "moved = 0 * weight @ norm.bias",
+        ),
+        "norm: eps forgotten": ("self.root * config.norm_eps**0.5", "0.0"),
+        "eps: something is added to its entry": (
+            "(0, 0, 0, extra)).clone()",
+            "(0, 0, 0, extra), value=0.1)",
+        ),
+        "final norm: its bias forgotten": ("else x + self.final_bias", "else x"),
+        "rotary: pairs are not neighbours": ("halves.transpose(1, 2)", "halves"),
+        "rotary: keys of one token not turned": (
+            "heads[: (H + K) * D]",
+            "heads[: (H + K) * D].clone()",
+        ),
+        "mask: dropped": ("values, mask, causal=mask is None", "values, None, causal=True"),
+        "causal mask: dropped": ("causal=mask is None)", "causal=False)"),
+        "padding: one token does as if there were none": (
+            "if len(x) == 1 and mask is None",
+            "if len(x) == 1",
+        ),
+        "gate and value swapped": ("gate, up = x.chunk", "up, gate = x.chunk"),
+        "gate and value swapped for one token": ("gate, up = wide.chunk", "up, gate = wide.chunk"),
+        "adapters: taken for plain layers": ("if any(type(m) is not nn.Linear", "if any(False"),
+    },
     "losses": {
         "targets of -100 count": ("shares = (targets != IGNORED)", "shares = (targets != 1000)"),
         "gradient: nothing taken off at the target": ("share * (label_smoothing - 1)", "0 * share"),

@@ -65,6 +65,17 @@ def test_ragged_prompts_come_out_as_if_alone(model, lengths, n):
         assert out[-(len(row) + n) :] == written_out(model, row, n)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_one_row_can_be_padded_too(name):
+    writer, ids = WRITERS[name], tokens(1, 4)
+    alone = logits_by_pieces(writer, ids, [3, 1])
+    cache = writer.new_cache(1, padding=torch.tensor([2]))
+    filled = torch.cat((torch.tensor([[96, 95]]), ids), dim=1)
+    with torch.inference_mode():
+        pieces = [writer.head(writer.hidden(p, cache)) for p in filled.split([5, 1], dim=1)]
+    assert_close(torch.cat(pieces, dim=1)[:, 2:].clone(), alone, atol=1e-5, rtol=0)
+
+
 def test_all_that_generate_can_do():
     writer, rows = FusedGPT(LLAMA_LIKE), prompts(4, 6)
     for options in ({"use_cache": False}, {"eos_id": 5}, {"temperature": 1.0, "top_k": 9}):
