@@ -246,8 +246,7 @@ class KVCache:
     ):  # fmt: skip
         shape = (n_layers, 2, batch_size, n_kv_heads, capacity, head_dim)
         self.storage = torch.empty(shape, device=device, dtype=dtype)
-        # Autograd forbids writing into some views; what is detached counts as a tensor of its own.
-        self.layers = [LayerCache(k.detach(), v.detach()) for k, v in self.storage]
+        self.layers = [LayerCache(k.detach(), v.detach()) for k, v in self.storage]  # for autograd
         self.capacity = capacity
         self.reset(padding)
 
@@ -268,16 +267,14 @@ class KVCache:
             layer.length = 0
 
     def extend(self, n_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Makes all layers `n_tokens` longer at once, for those who fill them in themselves.
+        """Room for `n_tokens` more, which the caller fills. ValueError when that is too many.
 
-        For each layer: where the new keys and values go, (2, B, K, T, D); all its keys, and all its
-        values, (B, K, S, D), the new ones included. Raises ValueError when that is too many.
+        Yields for each layer where new keys and values go, (2, B, K, T, D), and all keys and all
+        values, (B, K, S, D), the new ones included.
         """
-        start, end = self.length, self.length + n_tokens
-        if end > self.capacity:
-            raise ValueError(
-                f"the cache has room for {self.capacity} tokens, and these would be {end}"
-            )
+        start, end, capacity = self.length, self.length + n_tokens, self.capacity
+        if end > capacity:
+            raise ValueError(f"the cache has room for {capacity} tokens, and these would be {end}")
         for layer in self.layers:
             layer.length = end
         new, known = self.storage[..., start:end, :], self.storage[..., :end, :]

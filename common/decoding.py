@@ -66,8 +66,9 @@ class FusedBlock(NamedTuple):
 class FusedGPT(nn.Module):
     """Writes what `model` would write, for `generate` and `stream`. float32; on CPUs it pays most.
 
-    A copy: what the model learns later, it doesn't know. Only the embeddings are shared, so once
-    the model is let go there is one set of weights. Raises ValueError for another dtype than
+    A copy: what the model learns later, it doesn't know, and it stays on the device on which it was
+    made. Only the embeddings are shared, so once the model is let go there is one set of weights.
+    Not for training: its results have no gradient. Raises ValueError for another dtype than
     float32, for a model with adapters, and for one that isn't causal.
     """
 
@@ -86,10 +87,8 @@ class FusedGPT(nn.Module):
         self.config = config
         self.gated, self.rotary = config.mlp == "swiglu", config.position == "rotary"
         self.rms, self.root = config.norm == "rms", config.d_model**0.5
-        self.token_embedding, self.position_embedding = (
-            model.token_embedding,
-            model.position_embedding,
-        )
+        self.token_embedding = model.token_embedding
+        self.position_embedding = model.position_embedding
         self.blocks = [self._fused(block) for block in model.blocks]
         final = model.final_norm
         self.final_weight = final.weight * self.root if self.rms else final.weight.clone()
@@ -114,7 +113,7 @@ class FusedGPT(nn.Module):
         )
 
     def _neighbours(self, layer: nn.Linear) -> tuple[Tensor, Tensor | None]:
-        """Its rows (H D, ...) in the order in which those that are rotated together stand so."""
+        """Weight and bias; the rows of two numbers that are rotated together become neighbours."""
         if not self.rotary:
             return layer.weight, layer.bias
 
@@ -125,7 +124,7 @@ class FusedGPT(nn.Module):
         return reorder(layer.weight), None if layer.bias is None else reorder(layer.bias)
 
     def _behind_norm(self, norm: nn.Module, layers: list[tuple]) -> Product:
-        """All layers in one product, which takes a vector before the norm's weight."""
+        """All layers, (weight, bias) each, as one product of what the norm gives without weight."""
         weights, biases = zip(*layers, strict=True)
         weight = torch.cat(weights)  # (m, C)
         bias = None if biases[0] is None else torch.cat(biases)
@@ -140,6 +139,7 @@ class FusedGPT(nn.Module):
         weight = F.pad(layer.weight, (0, 0, 0, extra)).clone()
         return Product(weight, None if bias is None else F.pad(bias, (0, extra)).clone())
 
+    @torch.no_grad()
     def hidden(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         """What the head reads, (B, T) -> (B, T, C). ValueError when the cache is full."""
         B, T = token_ids.shape
@@ -175,8 +175,9 @@ class FusedGPT(nn.Module):
         qk, q, kv = heads[: (H + K) * D], heads[: H * D], heads[H * D :]
         pairs = torch.view_as_complex(qk.view(H + K, D // 2, 2)) if self.rotary else None
         q, kv = q.view(1, K, H // K, D), kv.view(2, 1, K, 1, D)
-        wide = x.new_empty(self.config.d_ff * (1 + self.gated))
-        gate, up = wide.chunk(2)
+        width = self.config.d_ff
+        wide = x.new_empty(width * (1 + self.gated))
+        gate, up = wide[:width], wide[-width:]
         length = torch.linalg.vector_norm
         for block, (new, keys, values) in layers:
             normal = x / length(x) if self.rms else self._norm(x)
@@ -193,7 +194,7 @@ class FusedGPT(nn.Module):
         return self._last(x)
 
     def _norm(self, x: Tensor) -> Tensor:
-        """(..., E) -> (..., E), without weight; RMSNorm's too small by √C, which they contain."""
+        """(..., E) -> (..., E); its weight, and RMSNorm's √C, are in the matrix behind it."""
         if self.rms:
             return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)

@@ -199,7 +199,10 @@ MUTATIONS = {
             "if len(x) == 1",
         ),
         "gate and value swapped": ("gate, up = x.chunk", "up, gate = x.chunk"),
-        "gate and value swapped for one token": ("gate, up = wide.chunk", "up, gate = wide.chunk"),
+        "gate and value swapped for one token": (
+            "gate, up = wide[:width]",
+            "up, gate = wide[:width]",
+        ),
         "adapters: taken for plain layers": ("if any(type(m) is not nn.Linear", "if any(False"),
     },
     "losses": {
