@@ -39,7 +39,7 @@ class Chat:
 
     def __init__(
         self,
-        model: GPT,
+        model: GPT | FusedGPT,
         tokenizer: BPETokenizer,
         *,
         system: str | None = None,

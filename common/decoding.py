@@ -15,7 +15,7 @@ own. There should be few, and what can be computed before the text is known is c
     residual connections       are what the product behind them starts to add to
 
 B batch, T tokens, S tokens with those of the cache, N = B T, C model width, E = C + 1 with RMSNorm
-and else C, H query heads, K key/value heads, D head width, F feed-forward width, V vocabulary.
+and else C, H query heads, K key/value heads, D head width, F feed-forward width.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class Product:
     """x (..., n) -> weight x + bias (..., m), for weight (m, n) and bias (m,) or None."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
-        # For a single vector, CPU libraries read a matrix fastest along its longer side.
+        # For a single vector, MKL reads a matrix at least as fast along its longer side.
         wide = weight.shape[0] > weight.shape[1]
         self.weight = weight.mT.contiguous().mT if wide else weight.contiguous()
         self.bias = bias
@@ -178,7 +178,7 @@ class FusedGPT(nn.Module):
         width = self.config.d_ff
         wide = x.new_empty(width * (1 + self.gated))
         gate, up = wide[:width], wide[-width:]
-        length = torch.linalg.vector_norm
+        length = torch.linalg.vector_norm  # below, not `_norm`: a call and its arguments cost 1%
         for block, (new, keys, values) in layers:
             normal = x / length(x) if self.rms else self._norm(x)
             block.query_key_value.of_one(normal, out=heads)
